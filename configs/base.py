@@ -1,0 +1,89 @@
+"""EVERY knob of a run, with its default, unit and meaning.
+
+  python -m launch.train --config=configs/base.py:size=tiny,optimizer=muon \
+      --workdir=runs/a --config.learning_rate=2e-3 --config.optimizer.b2=0.99
+
+Behind the colon stand the choices that decide which other knobs exist: size,
+optimizer and schedule. The knobs of an optimizer or schedule are the keywords
+of its function: see `optimizers/<name>.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import sizes
+from lm import spec
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  choice = spec.parse(arg, size='tiny', optimizer='adamw', schedule='wsd')
+  c = ConfigDict()
+
+  # --- length and size of the run
+  c.seed = 0  # initial parameters and order of the data
+  c.num_steps = 1000  # optimizer updates
+  c.batch_size = 16  # sequences per update, over all devices (set by size)
+  c.seq_len = 256  # tokens per sequence (set by size)
+  c.grad_accum_steps = 1  # the batch is processed in this many slices
+
+  # --- what is studied
+  c.learning_rate = 3e-3  # peak; the schedule multiplies it
+  c.optimizer = spec.spec('optimizers', choice['optimizer'])
+  c.schedule = spec.spec('schedules', choice['schedule'])
+  c.clip_norm = 1.0  # global l2 norm of the gradient; 0 = no clipping
+  c.z_loss = 0.0  # weight of mean(logsumexp(logits)^2); 1e-4 is typical
+
+  # --- the model (set by size)
+  c.model = ConfigDict()
+  c.model.num_layers = 4
+  c.model.d_model = 128
+  c.model.num_heads = 4
+  c.model.num_kv_heads = 4  # fewer than num_heads = grouped-query attention
+  c.model.head_dim = 32
+  c.model.d_ff = 512  # width of the SwiGLU feed-forward layer
+  c.model.vocab_size = 256  # 256 = bytes
+  c.model.rope_theta = 10_000.0  # base of the rotary position embedding
+  c.model.qk_norm = False  # RMSNorm of queries and keys per head
+  c.model.tie_embeddings = False  # one matrix for embedding and head
+  c.model.logit_softcap = 0.0  # cap * tanh(logits / cap); 0 = off, 30 typical
+  c.model.norm_eps = 1e-6
+  c.model.init_std = 0.02  # residual outputs are divided by sqrt(2 num_layers)
+  c.model.dtype = 'float32'  # of the computation; parameters are float32
+  c.model.scan_layers = False  # True compiles one layer, for deep models
+  c.model.remat = 'none'  # 'none', 'dots' (keep matmuls) or 'full'
+  c.model.attention = 'auto'  # 'auto', 'chunked' (CPU), 'xla' or 'cudnn'
+  c.model.loss_chunk = 0  # tokens per slice of the loss; 0 = all logits at once
+
+  # --- data
+  c.data = ConfigDict()
+  c.data.source = 'python_source'  # or 'text' (files) or 'bin' (token shards)
+  c.data.train = ''  # glob of the training files of 'text' and 'bin'
+  c.data.eval = ''  # glob of the validation files of 'text' and 'bin'
+
+  # --- validation, on a fixed set of sequences
+  c.eval = ConfigDict()
+  c.eval.every_steps = 100  # 0 = only at the end
+  c.eval.num_sequences = 128  # the same ones in every run that is compared
+  c.eval.batch_size = 32  # sequences at a time
+
+  # --- checkpoints and logs
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every_steps = 100
+  c.checkpoint.keep_latest = 0  # newest checkpoints kept; 0 = all
+  c.checkpoint.keep_every_steps = 0  # kept for ever beside those; 0 = none
+  c.checkpoint.mean = True  # mean of the parameters between two checkpoints
+  c.log_every_steps = 1  # steps between two lines of metrics.jsonl
+  c.max_bad_steps = 10  # non-finite steps in a row until status 'diverged'
+
+  # --- where the run starts (empty = from scratch)
+  c.branch = ''  # 'runs/a@1000': continue that run's parameters and optimizer
+  c.branch_data = 'continue'  # or 'restart': begin the data order again
+  c.init = ''  # 'runs/a@1000' or 'runs/a/merged/x': parameters only
+
+  # --- devices: sizes of the mesh axes; -1 = all that remain
+  c.mesh = ConfigDict()
+  c.mesh.data = -1  # data parallel: each device a slice of the batch
+  c.mesh.fsdp = 1  # data parallel with parameters sharded as well
+  c.mesh.tensor = 1  # heads, feed-forward width and vocabulary sharded
+
+  c.update(ConfigDict(sizes.size(choice['size'])))
+  return c.lock()

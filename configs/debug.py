@@ -1,0 +1,22 @@
+"""A run of seconds, for tests and for a first look at a new optimizer.
+
+  python -m launch.train --config=configs/debug.py:optimizer=lion --workdir=runs/debug
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+from lm import spec
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  choice = spec.parse(arg, optimizer='adamw', schedule='wsd')
+  c = base.get_config(
+    f'size=debug,optimizer={choice["optimizer"]},schedule={choice["schedule"]}'
+  )
+  c.num_steps = 40
+  c.eval.every_steps = 20
+  c.eval.num_sequences = 16
+  c.eval.batch_size = 8
+  c.checkpoint.every_steps = 10
+  return c

@@ -1,0 +1,135 @@
+"""Components from signatures: a file in a folder is a method.
+
+`optimizers/lion.py` defines `lion(learning_rate, axes=None, *, b1=0.9, ...)`.
+Positional parameters are what the run provides, keyword-only parameters are
+the knobs of the config: float knobs are traced, all others are static.
+"""
+
+import importlib
+import inspect
+import pathlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lm.errors import UserError, did_you_mean
+
+_STATIC = (bool, int, str, tuple)
+
+
+def names(package: str) -> list[str]:
+  """Returns the components of a folder: its modules, not its subpackages."""
+  path = pathlib.Path(__file__).parents[1] / package
+  found = pkgutil.iter_modules([str(path)])
+  return sorted(m.name for m in found if not m.ispkg)
+
+
+def get(package: str, name: str) -> Callable[..., Any]:
+  """Returns the function `name` of `package/name.py`."""
+  if name not in names(package):
+    hint = did_you_mean(name, names(package))
+    raise UserError(f'{package}/{name}.py does not exist.{hint}')
+  function = getattr(importlib.import_module(f'{package}.{name}'), name, None)
+  if not callable(function):
+    raise UserError(f"{package}/{name}.py defines no function '{name}'.")
+  return function
+
+
+def knobs(package: str, name: str) -> dict[str, Any]:
+  """Returns the keyword-only parameters of a component with their defaults."""
+  found = {}
+  signature = inspect.signature(get(package, name), eval_str=True)
+  for p in signature.parameters.values():
+    if p.kind is not p.KEYWORD_ONLY:
+      continue
+    value = float(p.default) if p.annotation is float else p.default
+    if not isinstance(value, (float, *_STATIC)):
+      raise UserError(
+        f"{package}/{name}.py: the default of '{p.name}' is {value!r}; "
+        'legal: a float (traced) or a bool, int, str or tuple (static).'
+      )
+    found[p.name] = value
+  return found
+
+
+def spec(package: str, name: str, **overrides: Any) -> ConfigDict:
+  """Returns a locked config: the name and every knob of a component."""
+  config = ConfigDict({'name': name, **knobs(package, name)})
+  for key, value in overrides.items():
+    _check_knob(package, name, key, config)
+    try:
+      config[key] = value
+    except TypeError as e:
+      raise UserError(
+        f'{package}/{name}.py: {key}={value!r} must be a '
+        f'{type(config[key]).__name__}, like its default {config[key]!r}.'
+      ) from e
+  return config.lock()
+
+
+def floats(package: str, config: Mapping[str, Any]) -> dict[str, float]:
+  """Returns the traced knobs of a component: those whose default is a float."""
+  traced = knobs(package, config['name'])
+  return {k: config[k] for k, v in traced.items() if isinstance(v, float)}
+
+
+def build(
+  package: str,
+  config: Mapping[str, Any],
+  *args: Any,
+  floats: Mapping[str, Any] | None = None,
+) -> Any:
+  """Calls the component that a config names.
+
+  Args:
+    package: 'optimizers', 'schedules' or 'merging'.
+    config: as made by `spec`.
+    *args: what the run provides, in the package's order; a component takes as
+      many of them as its signature declares.
+    floats: traced values that replace the config's float knobs.
+
+  Raises:
+    UserError: an unknown name or knob, or a value the component refuses.
+  """
+  name = config['name']
+  function = get(package, name)
+  legal = knobs(package, name)
+  kwargs = {k: v for k, v in dict(config).items() if k != 'name'}
+  for key in kwargs:
+    _check_knob(package, name, key, legal)
+  positional = [
+    p
+    for p in inspect.signature(function).parameters.values()
+    if p.kind is p.POSITIONAL_OR_KEYWORD
+  ]
+  try:
+    return function(*args[: len(positional)], **{**kwargs, **(floats or {})})
+  except ValueError as e:
+    if type(e) in (ValueError, UserError):
+      raise UserError(f'{package}/{name}.py: {e}') from e
+    raise
+
+
+def parse(arg: str, **defaults: str) -> dict[str, str]:
+  """Parses the part of --config behind the colon: 'size=124m,optimizer=muon'.
+
+  Returns the choices as a dict; those that `arg` leaves out have `defaults`.
+  """
+  chosen = dict(defaults)
+  for part in filter(None, arg.split(',')):
+    key, equals, value = part.partition('=')
+    if not equals or not value or key not in defaults:
+      raise UserError(
+        f"'{part}' is not a choice of this config; write KEY=VALUE."
+        + did_you_mean(key, defaults)
+      )
+    chosen[key] = value
+  return chosen
+
+
+def _check_knob(package, name, key, legal):
+  if key not in legal:
+    hint = did_you_mean(key, [k for k in legal if k != 'name'])
+    raise UserError(f"{package}/{name}.py has no knob '{key}'.{hint}")
