@@ -1,0 +1,165 @@
+"""What each parameter is, and which of its dimensions are inputs and outputs.
+
+Optimizers read the logical axes of a model, never the order of its shapes: a
+(4, 64, 256) stack of kernels, a (64, 8, 32) query projection and a transposed
+weight all become batches of (inputs, outputs) matrices here.
+
+Without axes the shapes decide: rank below 2 is a vector, rank 2 is a matrix
+(inputs, outputs), and of a higher rank the last two dimensions are a matrix and
+all leading ones stack independent matrices. Embeddings and heads cannot be told
+from other matrices then.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+  """The meaning of one parameter's dimensions (a leaf, not a pytree).
+
+  role: 'embedding', 'head', 'matrix' or 'vector'. inputs, outputs, batch and
+  heads are indices of dimensions; `batch` dimensions stack independent matrices
+  and `heads` are those of `inputs` or `outputs` that index attention heads.
+  Any object with these fields will do.
+  """
+
+  names: tuple[str, ...]
+  role: str
+  inputs: tuple[int, ...] = ()
+  outputs: tuple[int, ...] = ()
+  batch: tuple[int, ...] = ()
+  heads: tuple[int, ...] = ()
+
+
+def infer(shape: tuple[int, ...]) -> Axes:
+  """Returns the axes that a shape suggests (see the top of this file)."""
+  n = len(shape)
+  if n < 2:
+    return Axes(('',) * n, 'vector')
+  names = ('batch',) * (n - 2) + ('in', 'out')
+  return Axes(names, 'matrix', (n - 2,), (n - 1,), tuple(range(n - 2)))
+
+
+def of(params: PyTree, axes: PyTree | None = None) -> PyTree:
+  """Returns a tree of axes for `params`: those given, or those inferred."""
+  if axes is None:
+    return jax.tree.map(lambda x: infer(jnp.shape(x)), params)
+  try:
+    return jax.tree.map(_checked, params, axes)
+  except (TypeError, KeyError) as e:
+    raise ValueError(f'axes must be a tree like the parameters: {e}') from e
+
+
+def _checked(x, axes):
+  if len(axes.names) != jnp.ndim(x):
+    raise ValueError(
+      f'axes {axes.names} name {len(axes.names)} dimensions of a parameter of '
+      f'shape {jnp.shape(x)}.'
+    )
+  return axes
+
+
+def treatment(params: PyTree, axes: PyTree | None = None) -> dict[str, str]:
+  """Lists what optimizers of matrices do with each parameter.
+
+  Returns:
+    path -> 'matrix' (treated as a matrix or a stack of them) or 'rest'
+    (embeddings, heads and vectors, which AdamW updates).
+  """
+  flat, _ = jax.tree_util.tree_flatten_with_path(of(params, axes))
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): (
+      'matrix' if a.role == 'matrix' else 'rest'
+    )
+    for path, a in flat
+  }
+
+
+class SplitState(NamedTuple):
+  """States of the two transformations; None where a leaf is the other's."""
+
+  matrices: optax.OptState
+  rest: optax.OptState
+
+
+def split(
+  axes: PyTree | None,
+  matrices: Callable[[PyTree], optax.GradientTransformation],
+  rest: Callable[[PyTree], optax.GradientTransformation],
+) -> optax.GradientTransformation:
+  """Gives leaves of role 'matrix' to one transformation, the rest to another.
+
+  `matrices` and `rest` make a transformation from their part of `axes` (None
+  if `axes` is None). The leaves that a transformation does not own are None in
+  its parameters, updates and state, so they take no memory.
+  """
+  parts = (None, None) if axes is None else _parts(axes, axes)
+  first, second = matrices(parts[0]), rest(parts[1])
+
+  def init(params):
+    p = _parts(params, of(params, axes))
+    return SplitState(first.init(p[0]), second.init(p[1]))
+
+  def update(updates, state, params=None):
+    meaning = of(updates if params is None else params, axes)
+    u = _parts(updates, meaning)
+    p = (None, None) if params is None else _parts(params, meaning)
+    u1, s1 = first.update(u[0], state.matrices, p[0])
+    u2, s2 = second.update(u[1], state.rest, p[1])
+    u = jax.tree.map(lambda _, a, b: b if a is None else a, updates, u1, u2)
+    return u, SplitState(s1, s2)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _parts(tree, axes):
+  """Returns the matrices of `tree` and the rest, each with None elsewhere."""
+  return (
+    jax.tree.map(lambda x, a: x if a.role == 'matrix' else None, tree, axes),
+    jax.tree.map(lambda x, a: None if a.role == 'matrix' else x, tree, axes),
+  )
+
+
+def to_matrices(x: jax.Array, axes: Axes) -> jax.Array:
+  """Reshapes a parameter to (batch, inputs, outputs); see `from_matrices`."""
+  order = (*axes.batch, *axes.inputs, *axes.outputs)
+  return jnp.transpose(x, order).reshape(_shape3(x.shape, axes))
+
+
+def from_matrices(
+  x: jax.Array, axes: Axes, shape: tuple[int, ...]
+) -> jax.Array:
+  """The inverse of `to_matrices` for a parameter of `shape`."""
+  order = (*axes.batch, *axes.inputs, *axes.outputs)
+  x = x.reshape([shape[i] for i in order])
+  return jnp.transpose(x, [order.index(i) for i in range(len(order))])
+
+
+def _shape3(shape, axes):
+  dims = (axes.batch, axes.inputs, axes.outputs)
+  return [math.prod(shape[i] for i in group) for group in dims]
+
+
+def split_heads(axes: Axes) -> Axes:
+  """Makes each head of a query, key or value projection a matrix of its own.
+
+  Heads among the outputs move to the batch; an output projection, whose heads
+  are inputs, stays one matrix.
+  """
+  heads = tuple(i for i in axes.heads if i in axes.outputs)
+  return Axes(
+    tuple(axes.names),
+    axes.role,
+    tuple(axes.inputs),
+    tuple(i for i in axes.outputs if i not in heads),
+    (*axes.batch, *heads),
+  )
