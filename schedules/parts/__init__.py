@@ -1,0 +1,1 @@
+"""What schedules share: phases of a run and shapes of a decay."""
