@@ -1,0 +1,39 @@
+"""Cosine decay over the whole run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from schedules.parts import phases, shapes
+
+
+def cosine(
+  num_steps: int, *, warmup: float = 0.02, final: float = 0.0
+) -> Callable[[Any], Any]:
+  """Linear warm-up, then half a cosine (SGDR, arXiv 1608.03983, eq. 5).
+
+  With W = round(warmup * num_steps), multiplier(step) is (step + 1) / W below
+  W, then final + (1 - final) * s(x), s = (1 + cos(pi x)) / 2 and
+  x = (step - W) / (num_steps - W); it stays at `final` from num_steps on.
+
+  Args:
+    num_steps: updates of the run.
+    warmup: fraction of the run.
+    final: floor as a fraction of the peak.
+
+  Raises:
+    ValueError: a fraction outside [0, 1].
+  """
+  phases.check_steps(num_steps)
+  phases.check_fractions(warmup=warmup, final=final)
+  curve = shapes.shape('cosine')
+  num_warmup = phases.to_steps(warmup, num_steps)
+
+  def multiplier(step):
+    x = phases.elapsed(step, num_warmup, num_steps - num_warmup)
+    return jnp.minimum(
+      phases.warm_up(step, num_warmup), phases.floored(curve(x), final)
+    )
+
+  return multiplier
