@@ -91,7 +91,7 @@ def _check(path, arrays):
   m = arrays['multiplier']
   if m.ndim != 1 or not m.size:
     raise ValueError(
-      f"'{path}' must hold a list of multipliers, not {m.shape}."
+      f"'{path}' holds multipliers of shape {m.shape}; legal: one list."
     )
   if not np.isfinite(m).all() or m.min() < 0 or m.max() > 1:
     bad = m[~((m >= 0) & (m <= 1))][0]

@@ -71,12 +71,12 @@ def split(num_steps: int, warmup: Any, decay: Any) -> tuple[Any, Any]:
 
 
 def ratio(count: Any, total: Any) -> jax.Array:
-  """Returns count / total in float32, both integers; 0 for total = 0."""
-  total = jnp.asarray(total, jnp.int32)
-  nonzero = lax.optimization_barrier(jnp.maximum(total, 1))
+  """Returns count / total in float32, integers >= 0; 0 for total = 0."""
   count = jnp.asarray(count, jnp.int32)
+  sign = lax.shift_right_logical(count, 31)  # 0, which XLA does not know
+  nonzero = jnp.maximum(total, 1) | sign
   x = count.astype(jnp.float32) / nonzero.astype(jnp.float32)
-  return jnp.where(total > 0, x, 0.0)
+  return jnp.where(jnp.asarray(total) > 0, x, 0.0)
 
 
 def elapsed(step: Any, start: Any, length: Any) -> jax.Array:
