@@ -2,7 +2,7 @@
 
 import optax
 
-from optimizers.parts import decay as decay_
+from optimizers.parts.decay import descend
 
 
 def adamw(
@@ -25,7 +25,7 @@ def adamw(
   Differs from the paper: b2 = 0.95 and decay times the learning rate, as usual
   for language models.
   """
-  return decay_.descend(
+  return descend(
     optax.scale_by_adam(b1, b2, eps),
     learning_rate,
     axes,

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optimizers.parts import roles
+from optimizers.parts import choices, roles
 
 PyTree = Any
 Rate = float | jax.Array | optax.Schedule
@@ -71,8 +71,7 @@ def descend(
   Raises:
     ValueError: an unknown mode, or a schedule without `peak` where it matters.
   """
-  if decay not in MODES:
-    raise ValueError(f"decay='{decay}' does not exist; legal: {_list(MODES)}.")
+  choices.check('decay', decay, MODES)
   if callable(learning_rate):
     if peak is None and decay in ('independent', 'corrected'):
       raise ValueError(
@@ -100,7 +99,7 @@ def descend(
     return method.init(_wide(params))
 
   def update(updates, state, params=None):
-    if params is None:
+    if params is None and jax.tree.leaves(updates):
       raise ValueError('update() needs the parameters, for the weight decay.')
     mask = jax.tree.map(
       lambda a: axes is None or a.role != 'vector', roles.of(params, axes)
@@ -158,7 +157,3 @@ def _scheduled(make, schedule):
     return updates, ScheduledState(count, inner)
 
   return optax.GradientTransformation(init, update)
-
-
-def _list(names):
-  return ', '.join(f"'{n}'" for n in names)

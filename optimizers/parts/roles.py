@@ -12,12 +12,10 @@ from other matrices then.
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 PyTree = Any
 
@@ -82,51 +80,6 @@ def treatment(params: PyTree, axes: PyTree | None = None) -> dict[str, str]:
     )
     for path, a in flat
   }
-
-
-class SplitState(NamedTuple):
-  """States of the two transformations; None where a leaf is the other's."""
-
-  matrices: optax.OptState
-  rest: optax.OptState
-
-
-def split(
-  axes: PyTree | None,
-  matrices: Callable[[PyTree], optax.GradientTransformation],
-  rest: Callable[[PyTree], optax.GradientTransformation],
-) -> optax.GradientTransformation:
-  """Gives leaves of role 'matrix' to one transformation, the rest to another.
-
-  `matrices` and `rest` make a transformation from their part of `axes` (None
-  if `axes` is None). The leaves that a transformation does not own are None in
-  its parameters, updates and state, so they take no memory.
-  """
-  parts = (None, None) if axes is None else _parts(axes, axes)
-  first, second = matrices(parts[0]), rest(parts[1])
-
-  def init(params):
-    p = _parts(params, of(params, axes))
-    return SplitState(first.init(p[0]), second.init(p[1]))
-
-  def update(updates, state, params=None):
-    meaning = of(updates if params is None else params, axes)
-    u = _parts(updates, meaning)
-    p = (None, None) if params is None else _parts(params, meaning)
-    u1, s1 = first.update(u[0], state.matrices, p[0])
-    u2, s2 = second.update(u[1], state.rest, p[1])
-    u = jax.tree.map(lambda _, a, b: b if a is None else a, updates, u1, u2)
-    return u, SplitState(s1, s2)
-
-  return optax.GradientTransformation(init, update)
-
-
-def _parts(tree, axes):
-  """Returns the matrices of `tree` and the rest, each with None elsewhere."""
-  return (
-    jax.tree.map(lambda x, a: x if a.role == 'matrix' else None, tree, axes),
-    jax.tree.map(lambda x, a: None if a.role == 'matrix' else x, tree, axes),
-  )
 
 
 def to_matrices(x: jax.Array, axes: Axes) -> jax.Array:

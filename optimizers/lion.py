@@ -1,0 +1,52 @@
+"""Lion: the sign of an interpolated momentum."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optimizers.parts.decay import descend
+
+
+class LionState(NamedTuple):
+  mu: Any
+
+
+def lion(
+  learning_rate,
+  axes=None,
+  peak=None,
+  *,
+  b1: float = 0.9,
+  b2: float = 0.99,
+  weight_decay: float = 1.0,
+  decay: str = 'decoupled',
+) -> optax.GradientTransformation:
+  """Lion (2302.06675, algorithm 2).
+
+    u = sign(b1 mu + (1 - b1) g);  mu <- b2 mu + (1 - b2) g
+
+  Learning rates are 3 to 10 times smaller than AdamW's and weight decay as
+  much larger. State: mu.
+  """
+
+  def init(params):
+    return LionState(jax.tree.map(jnp.zeros_like, params))
+
+  def update(updates, state, params=None):
+    del params
+    u = jax.tree.map(
+      lambda g, m: jnp.sign((1 - b1) * g + b1 * m), updates, state.mu
+    )
+    mu = jax.tree.map(lambda g, m: (1 - b2) * g + b2 * m, updates, state.mu)
+    return u, LionState(mu)
+
+  return descend(
+    optax.GradientTransformation(init, update),
+    learning_rate,
+    axes,
+    peak,
+    weight_decay=weight_decay,
+    decay=decay,
+  )
