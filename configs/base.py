@@ -1,4 +1,4 @@
-"""EVERY knob of a run, with its default, unit and meaning.
+r"""EVERY knob of a run, with its default, unit and meaning.
 
   python -m launch.train --config=configs/base.py:size=tiny,optimizer=muon \
       --workdir=runs/a --config.learning_rate=2e-3 --config.optimizer.b2=0.99

@@ -1,0 +1,148 @@
+"""What all commands share: flags, --help, one-sentence errors, exit codes.
+
+Exit codes: 0 done, 1 diverged, 2 a mistake of the user, 143 preempted.
+Imports of this file are light, so that --help answers at once.
+"""
+
+import importlib.util
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lm import spec
+from lm.errors import UserError, did_you_mean
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def define_config() -> Any:
+  """Defines --config and --config.a.b=v; its `.value` is the config."""
+  return config_flags.DEFINE_config_file('config', lock_config=True)
+
+
+def run(main: Callable[[], int | None], default_config: str = '') -> None:
+  """Parses flags, runs `main`, and exits with its code.
+
+  Args:
+    main: the command; it may raise UserError.
+    default_config: of a command that has --config, else empty.
+  """
+  module = sys.modules['__main__']
+  if {'--help', '-h', '--helpfull'} & set(sys.argv[1:]):
+    print(_help(module, default_config))
+    sys.exit(0)
+  try:
+    argv = _resolve(sys.argv, default_config)
+    _check_overrides(argv)
+    extra = flags.FLAGS(argv)[1:]
+    if extra:
+      raise UserError(f"'{extra[0]}' is not a flag; flags begin with --.")
+    _compilation_cache()
+    code = main()
+  except (flags.Error, UserError) as e:
+    print(f'error: {e}', file=sys.stderr)
+    code = 2
+  sys.stdout.flush()
+  sys.exit(code or 0)
+
+
+def load_config(text: str) -> ConfigDict:
+  """Loads 'configs/x.py', 'configs/x.py:arg' or '<run>/config.json'.
+
+  Raises:
+    UserError: no such file, or a choice that does not exist.
+  """
+  path, _, arg = _json(text).partition(':')
+  if not pathlib.Path(path).is_file():
+    known = [f'configs/{p.name}' for p in ROOT.glob('configs/*.py')]
+    known.remove('configs/__init__.py')
+    raise UserError(f"'{path}' does not exist.{did_you_mean(path, known)}")
+  if not path.endswith('.py'):
+    raise UserError(f"'{path}' is not a .py config or a run's config.json.")
+  module_spec = importlib.util.spec_from_file_location('config_file', path)
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
+  if not hasattr(module, 'get_config'):
+    raise UserError(f"'{path}' has no get_config().")
+  return module.get_config(arg) if arg else module.get_config()
+
+
+def _json(text: str) -> str:
+  """A run's config.json is read by a config file of ours."""
+  if text.partition(':')[0].endswith('.json'):
+    return f'{ROOT / "configs" / "resolved.py"}:{text}'
+  return text
+
+
+def _resolve(argv: list[str], default: str) -> list[str]:
+  """Puts --config=FILE first, the default if it is not given."""
+  chosen, rest, after = default, [], False
+  for arg in argv[1:]:
+    if after or arg.startswith('--config='):
+      chosen, after = arg.removeprefix('--config='), False
+    elif arg == '--config':
+      after = True
+    else:
+      rest.append(arg)
+  first = [f'--config={_json(chosen)}'] if default else []
+  return [argv[0], *first, *rest]
+
+
+def _check_overrides(argv: list[str]) -> None:
+  """Answers a missing file or a misspelt field with one sentence."""
+  if not (argv[1:] and argv[1].startswith('--config=')):
+    return
+  config = load_config(argv[1].removeprefix('--config='))
+  for arg in argv[2:]:
+    name, _, value = arg.lstrip('-').removeprefix('no').partition('=')
+    if arg.startswith('-') and name.startswith('config.'):
+      _check_field(config, name.removeprefix('config.'), value)
+
+
+def _check_field(config: ConfigDict, field: str, value: str) -> None:
+  place, seen = config, ''
+  for part in field.split('.'):
+    if not isinstance(place, ConfigDict) or part not in place:
+      legal = list(place) if isinstance(place, ConfigDict) else []
+      legal = [k for k in legal if k != 'name']
+      hint = did_you_mean(part, legal) if legal else ''
+      raise UserError(f"The config has no field '{seen}{part}'.{hint}")
+    place, seen = place[part], f'{seen}{part}.'
+  package = {'optimizer.name': 'optimizers', 'schedule.name': 'schedules'}
+  if field in package and value != place:
+    spec.get(package[field], value)
+    raise UserError(
+      f'{field}={value} would need other knobs; choose it behind the colon: '
+      f'--config=FILE:{field.removesuffix(".name")}={value}.'
+    )
+
+
+def _compilation_cache() -> None:
+  """Compiles each program once per machine: a restart begins in seconds."""
+  place = ROOT / '.cache' / 'jax' / platform.node()
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(place))
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+
+
+def _help(module: Any, default_config: str) -> str:
+  text = [module.__doc__.strip(), '', 'Flags:']
+  for flag in flags.FLAGS.flags_by_module_dict().get(sys.argv[0], []):
+    default = '' if flag.default in (None, '') else f' (default {flag.default})'
+    text.append(f'  --{flag.name}: {flag.help}{default}')
+  if default_config:
+    text[3:3] = [
+      f'  --config: a config file with choices (default {default_config})',
+      '  --config.FIELD=VALUE: any field of configs/base.py',
+    ]
+    text += ['', f'Optimizers: {", ".join(spec.names("optimizers"))}']
+    text += [f'Schedules:  {", ".join(spec.names("schedules"))}']
+    from configs import sizes  # late: --help of other commands needs none
+
+    text += [f'Sizes:      {", ".join(sizes.SIZES)}']
+  return '\n'.join(text)

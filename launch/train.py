@@ -1,0 +1,59 @@
+r"""Trains a run, or continues it: the same command resumes.
+
+  python -m launch.train --config=configs/debug.py:optimizer=lion \
+      --workdir=runs/a --config.learning_rate=1e-3
+  python -m launch.train --config=runs/a/config.json --workdir=runs/again
+  python -m launch.train --config=runs/a/config.json --workdir=runs/b \
+      --config.branch=runs/a@1000
+
+On several machines run the same command on each: TPU pods and SLURM are
+detected; elsewhere give --coordinator, --num_processes and --process_id.
+"""
+
+from absl import flags
+
+from launch import cli
+from lm.errors import UserError
+
+_DEFAULT = 'configs/quickstart.py'
+_CONFIG = cli.define_config()
+_WORKDIR = flags.DEFINE_string('workdir', '', 'directory of the run')
+_DRY_RUN = flags.DEFINE_bool(
+  'dry_run', False, 'print size, FLOPs and memory of the run; train nothing'
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', '', 'HOST:PORT of process 0, if not detected'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', 0, 'of the whole run')
+_PROCESS_ID = flags.DEFINE_integer('process_id', -1, 'of this process, from 0')
+
+_CODES = {'done': 0, 'diverged': 1, 'preempted': 143}
+
+
+def main() -> int:
+  if not _WORKDIR.value and not _DRY_RUN.value:
+    raise UserError('--workdir is missing; for example --workdir=runs/a.')
+  from lm import mesh  # jax is imported here, so that --help is fast
+
+  mesh.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  if _DRY_RUN.value:
+    from lm import dry_run
+
+    dry_run.report(_CONFIG.value)
+    return 0
+  from lm import loop
+
+  workdir = _WORKDIR.value
+  status = loop.train(_CONFIG.value, workdir)
+  following = {
+    'done': f'python -m launch.emulate --run={workdir}',
+    'diverged': f'lower --config.learning_rate; the log is {workdir}'
+    '/metrics.jsonl',
+    'preempted': 'run the same command to continue',
+  }
+  print(f'{workdir}: {status}. Next: {following[status]}')
+  return _CODES[status]
+
+
+if __name__ == '__main__':
+  cli.run(main, _DEFAULT)

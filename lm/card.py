@@ -1,0 +1,192 @@
+"""The run card: config.json and meta.json, and what may change at a resume."""
+
+import fcntl
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lm import checkpoint, log
+from lm import step as step_lib
+from lm.errors import UserError
+
+# These fields may differ between two starts of one run: they do not change its
+# parameters (a mesh changes their last bits). First match wins.
+MAY_CHANGE = (
+  'log_every_steps',
+  'max_bad_steps',
+  'eval.',
+  'checkpoint.keep_latest',
+  'checkpoint.keep_every_steps',
+  'mesh.',
+)
+_PACKAGES = (
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'grain',
+  'numpy',
+)
+
+
+def _lock(run: pathlib.Path) -> Any:
+  """Takes the run directory for this process; released when it ends.
+
+  Raises:
+    UserError: another process trains in it.
+  """
+  handle = (run / '.lock').open('w')
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as e:
+    raise UserError(f'Another process is training in {run}.') from e
+  return handle
+
+
+def diff(
+  old: dict[str, Any], new: dict[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+  """Returns the fields that differ: {'optimizer.b2': (0.95, 0.99)}."""
+  old, new = _flat(old), _flat(new)
+  return {
+    k: (old.get(k), new.get(k))
+    for k in sorted({*old, *new})
+    if old.get(k) != new.get(k)
+  }
+
+
+def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  found = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      found.update(_flat(value, f'{prefix}{key}.'))
+    else:
+      found[prefix + key] = value
+  return found
+
+
+def as_dict(config: ConfigDict) -> dict[str, Any]:
+  """Returns the config as JSON would give it back (tuples are lists)."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:
+  """Compares a config with the one that the run was started with.
+
+  Args:
+    run: the run directory.
+    config: the new config.
+    at: the newest saved step; a longer run is the same run if its schedule
+      gives every update before this step the learning rate that it had.
+
+  Raises:
+    UserError: a field differs that would make it another run.
+  """
+  path = run / 'config.json'
+  if not path.exists():
+    return
+  old = json.loads(path.read_text())
+  changed = diff(old, as_dict(config))
+  for field, (before, after) in changed.items():
+    print(f'{field}: {before} -> {after}')
+  refused = [k for k in changed if not k.startswith(MAY_CHANGE)]
+  if refused == ['num_steps'] and _same_past(old, config, at):
+    return
+  if refused:
+    raise UserError(
+      f'{run} was started with another {refused[0]}; use a new --workdir, or '
+      f'start from it with --config.branch={run}@{at}. What may change: '
+      f'{", ".join(MAY_CHANGE)}, and num_steps when the schedule before step '
+      f'{at} stays the same.'
+    )
+
+
+def _same_past(old: dict[str, Any], config: ConfigDict, at: int) -> bool:
+  def past(c):
+    traced = step_lib.floats(c)['schedule']
+    one = lambda s: step_lib.multiplier(c, s, traced)
+    return np.asarray(jax.jit(jax.vmap(one))(np.arange(at, dtype=np.int32)))
+
+  return at == 0 or np.array_equal(past(ConfigDict(old)), past(config))
+
+
+class Card:
+  """Takes a run directory and keeps its config.json and meta.json.
+
+  Raises:
+    UserError: another process trains in it, or it holds another run.
+  """
+
+  def __init__(
+    self, run: pathlib.Path, config: ConfigDict, fingerprint: str
+  ) -> None:
+    self._lock = _lock(run)
+    self._run, self._config = run, config
+    self._path = run / 'meta.json'
+    saved = checkpoint.steps(run)
+    check_config(run, config, saved[-1] if saved else 0)
+    old = json.loads(self._path.read_text()) if self._path.exists() else {}
+    known = old.get('data_fingerprint', fingerprint)
+    if known != fingerprint:
+      raise UserError(
+        f'The data changed: {run} was started with fingerprint {known}, now it '
+        f'is {fingerprint}; use a new --workdir.'
+      )
+    self._meta = {
+      'status': 'running',
+      'step': saved[-1] if saved else 0,
+      'parent': config.branch or config.init,
+      'started': old.get('started', _now()),
+      'starts': old.get('starts', 0) + 1,
+      'data_fingerprint': fingerprint,
+      'argv': sys.argv,
+      'git_commit': _git_commit(),
+      'versions': {
+        'python': platform.python_version(),
+        **{p: metadata.version(p) for p in _PACKAGES},
+      },
+      'devices': {
+        'kind': jax.devices()[0].device_kind,
+        'count': jax.device_count(),
+        'processes': jax.process_count(),
+      },
+    }
+
+  def start(self) -> None:
+    log.write_json(self._run / 'config.json', as_dict(self._config))
+    self._write()
+
+  def finish(self, status: str, step: int) -> None:
+    self._meta.update(status=status, step=step)
+    self._write()
+    self._lock.close()
+
+  def _write(self) -> None:
+    log.write_json(self._path, {**self._meta, 'updated': _now()})
+
+
+def _now() -> str:
+  return time.strftime('%Y-%m-%dT%H:%M:%S%z')
+
+
+def _git_commit() -> str:
+  """Returns the commit of this code, with '-dirty' if it was changed."""
+  command = ['git', 'describe', '--always', '--dirty', '--abbrev=40']
+  try:
+    here = pathlib.Path(__file__).parent
+    done = subprocess.run(
+      command, cwd=here, capture_output=True, text=True, check=True, timeout=10
+    )
+  except (OSError, subprocess.SubprocessError):
+    return 'unknown'
+  return done.stdout.strip()

@@ -1,0 +1,279 @@
+"""Checkpoints: Orbax, asynchronous, atomic, with a fingerprint per leaf.
+
+  <run>/checkpoints/<step>/{params,train,mean,meta}
+
+`params`, `train` (optimizer state and counters) and `mean` are separate items,
+so that parameters alone load anywhere. `meta` is JSON: the fingerprints, and
+the step after which `mean` starts.
+"""
+
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from lm.errors import UserError
+from lm.state import TrainState
+
+# Small chunks let a merge stream one checkpoint after the other through little
+# memory; Orbax's default is one chunk per shard.
+CHUNK_BYTES = 16 << 20
+_ITEMS = ('params', 'train', 'mean')
+
+
+class Ref(NamedTuple):
+  """A place in a run: `item` is the directory that holds its parameters."""
+
+  run: pathlib.Path
+  step: int | None
+  item: pathlib.Path
+
+
+def locate(text: str) -> Ref:
+  """Finds 'RUN@STEP', 'RUN' (its newest checkpoint) or 'RUN/merged/NAME'."""
+  path, _, at = text.partition('@')
+  run = pathlib.Path(path)
+  if run.parent.name == 'merged' and not at:
+    if not (run / 'params').is_dir():
+      legal = ', '.join(sorted(p.name for p in run.parent.glob('*'))) or 'none'
+      raise UserError(f"'{text}' is not a merge; merges of this run: {legal}.")
+    return Ref(run.parents[1], None, run / 'params')
+  saved = steps(run)
+  if not saved:
+    raise UserError(f"'{path}' has no checkpoints; legal: a run directory.")
+  step = int(at) if at.isdigit() else (None if at else saved[-1])
+  if step not in saved:
+    raise UserError(
+      f"'{text}' does not exist; '{path}' has the steps {_short(saved)}."
+    )
+  return Ref(run, step, item(run, step, 'params'))
+
+
+def steps(run: str | pathlib.Path) -> list[int]:
+  """Returns the steps of the finished checkpoints of a run, ascending."""
+  found = pathlib.Path(run, 'checkpoints').glob('*')
+  return sorted(int(p.name) for p in found if p.name.isdigit())
+
+
+def item(run: str | pathlib.Path, step: int, name: str) -> pathlib.Path:
+  return pathlib.Path(run, 'checkpoints', str(step), name)
+
+
+def _short(saved: list[int]) -> str:
+  text = [str(s) for s in saved]
+  return ', '.join(text if len(text) < 12 else [*text[:5], '...', *text[-5:]])
+
+
+@jax.jit
+def fingerprint(tree: Any) -> Any:
+  """Returns a uint32 per leaf that changes with any bit and with any swap.
+
+  Orbax restores array data with a flipped byte without an error, so this is
+  stored at save and compared at restore. It does not depend on the sharding.
+  """
+
+  def one(x):
+    if x.dtype == jnp.bool_:
+      x = x.astype(jnp.uint8)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+    index = jnp.zeros(bits.shape, jnp.uint32)
+    stride = 1
+    for d in reversed(range(bits.ndim)):
+      iota = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, d)
+      index += iota * jnp.uint32(stride & 0xFFFFFFFF)
+      stride *= bits.shape[d]
+    # Odd multipliers of Knuth and xxHash: each bit and its place count.
+    mixed = (bits ^ (bits >> 15)) * jnp.uint32(2246822519)
+    place = (index * jnp.uint32(2654435761)) | jnp.uint32(1)
+    return jnp.sum(mixed * place, dtype=jnp.uint32)
+
+  return jax.tree.map(one, tree)
+
+
+def _by_path(tree: Any) -> dict[str, int]:
+  flat = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+  return {jax.tree_util.keystr(p): int(x) for p, x in flat}
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+  train = {
+    'step': state.step,
+    'opt_state': state.opt_state,
+    'bad_steps': state.bad_steps,
+    'bad_in_a_row': state.bad_in_a_row,
+  }
+  items = {'params': state.params, 'train': train, 'mean': state.mean}
+  return {k: v for k, v in items.items() if jax.tree.leaves(v)}
+
+
+def _registry() -> Any:
+  """Handlers by item name, so that a fresh process can read every item."""
+  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+  for name in _ITEMS:
+    handler = ocp.PyTreeCheckpointHandler()
+    registry.add(name, ocp.args.PyTreeSave, handler)
+    registry.add(name, ocp.args.PyTreeRestore, handler)
+  handler = ocp.JsonCheckpointHandler()
+  registry.add('meta', ocp.args.JsonSave, handler)
+  registry.add('meta', ocp.args.JsonRestore, handler)
+  return registry
+
+
+class Checkpoints:
+  """The checkpoints of one run directory, for the process that trains it."""
+
+  def __init__(
+    self, run: str | pathlib.Path, keep_latest: int = 0, keep_every: int = 0
+  ) -> None:
+    self.run = pathlib.Path(run)
+    policy = None
+    if keep_latest:
+      policy = [policies.LatestN(keep_latest)]
+      if keep_every:
+        policy.append(policies.EveryNSteps(keep_every))
+      policy = policies.AnyPreservationPolicy(policy)
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=policy, cleanup_tmp_directories=True
+    )
+    self._manager = ocp.CheckpointManager(
+      (self.run / 'checkpoints').absolute(),
+      options=options,
+      handler_registry=_registry(),
+    )
+
+  def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> None:
+    """Starts to save `state`; returns when its arrays may be overwritten.
+
+    A step that is saved already is left as it is.
+    """
+    if step in self._manager.all_steps():
+      return
+    items = _items(state)
+    marks = {k: _by_path(v) for k, v in fingerprint(items).items()}
+    args = {'meta': ocp.args.JsonSave({**meta, 'fingerprints': marks})}
+    for name, tree in items.items():
+      chunk = jax.tree.map(
+        lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree
+      )
+      args[name] = ocp.args.PyTreeSave(tree, save_args=chunk)
+    self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+
+  def wait(self) -> None:
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self._manager.close()
+
+  def restore_latest(self, abstract: TrainState) -> TrainState | None:
+    """Returns the newest intact state, None when nothing was ever saved.
+
+    Args:
+      abstract: shapes, dtypes and shardings of the state to build.
+
+    Raises:
+      UserError: there are checkpoints, but all of them are damaged.
+    """
+    saved = steps(self.run)
+    for step in reversed(saved):
+      try:
+        return restore(self.run, step, abstract)
+      except Damaged as e:
+        print(f'warning: {e} It is set aside in {self._set_aside(step)}.')
+    if saved:
+      raise UserError(f'All checkpoints of {self.run} are damaged.')
+    return None
+
+  def _set_aside(self, step: int) -> pathlib.Path:
+    """Moves a damaged checkpoint away, so that its step can be saved anew."""
+    place = self.run / 'damaged' / str(step)
+    if jax.process_index() == 0:
+      place.parent.mkdir(exist_ok=True)
+      shutil.rmtree(place, ignore_errors=True)
+      (self.run / 'checkpoints' / str(step)).rename(place)
+    if jax.process_count() > 1:
+      jax.experimental.multihost_utils.sync_global_devices(f'damaged {step}')
+    self._manager.reload()
+    return place
+
+
+class Damaged(UserError):
+  """A checkpoint whose bytes are not those that were saved."""
+
+
+def restore(
+  run: str | pathlib.Path, step: int, abstract: TrainState
+) -> TrainState:
+  """Restores a whole state, on any mesh, and verifies every leaf.
+
+  Raises:
+    Damaged: a file is missing or unreadable, or a fingerprint differs.
+  """
+  items = {
+    name: restore_item(run, step, name, tree)
+    for name, tree in _items(abstract).items()
+  }
+  train = items['train']
+  return TrainState(
+    step=train['step'],
+    params=items['params'],
+    opt_state=train['opt_state'],
+    mean=items.get('mean', ()),  # absent when the config switches it off
+    bad_steps=train['bad_steps'],
+    bad_in_a_row=train['bad_in_a_row'],
+  )
+
+
+def restore_item(
+  run: str | pathlib.Path, step: int, name: str, abstract: Any
+) -> Any:
+  """Restores 'params', 'train' or 'mean' of a checkpoint and verifies it."""
+  path = item(run, step, name)
+  try:
+    tree = restore_tree(path, abstract)
+    want = read_meta(run, step)['fingerprints'][name]
+  except (ValueError, OSError, KeyError) as e:
+    line = str(e).splitlines()[0] if str(e) else type(e).__name__
+    raise Damaged(f'Checkpoint {run}@{step} is unreadable: {line}') from e
+  wrong = [k for k, v in _by_path(fingerprint(tree)).items() if want[k] != v]
+  if wrong:
+    raise Damaged(
+      f'Checkpoint {run}@{step} is damaged: {name}{wrong[0]} is not what was '
+      'saved.'
+    )
+  return tree
+
+
+def restore_tree(path: pathlib.Path, abstract: Any) -> Any:
+  """Restores an Orbax item onto the shardings of `abstract`, unverified."""
+  args = ocp.args.PyTreeRestore(
+    item=abstract,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+  )
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as c:
+    return c.restore(path.absolute(), args=args)
+
+
+def read_meta(run: str | pathlib.Path, step: int) -> dict[str, Any]:
+  """Returns the JSON item of a checkpoint."""
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as c:
+    return c.restore(
+      item(run, step, 'meta').absolute(), args=ocp.args.JsonRestore()
+    )
+
+
+def abstract_item(path: pathlib.Path) -> Any:
+  """Returns shapes and dtypes of an Orbax item, on this process's device.
+
+  Whatever devices wrote it: the target's sharding replaces the stored one.
+  """
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as c:
+    metadata = c.metadata(path.absolute()).item_metadata.tree
+  place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.tree.map(
+    lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), metadata
+  )

@@ -1,0 +1,72 @@
+"""What a run would cost: sizes, FLOPs and memory; nothing is trained."""
+
+import math
+
+import jax
+from ml_collections import ConfigDict
+from rich import console, table
+
+from lm import loop, model, step
+
+
+def report(config: ConfigDict) -> None:
+  """Prints the parameters by role, FLOPs per token, memory and disk space."""
+  built = loop.build(config)
+  abstract = built.abstract
+  tokens = jax.ShapeDtypeStruct(
+    (config.batch_size, config.seq_len + 1), jax.numpy.int32
+  )
+  with jax.set_mesh(built.mesh):
+    lowered = built.train_step.lower(abstract, tokens, step.floats(config))
+    memory = lowered.compile().memory_analysis()
+  flops = model.flops_per_token(config.model, config.seq_len)
+  per_step = config.batch_size * config.seq_len
+  rows = [
+    ('mesh', ' x '.join(f'{k} {v}' for k, v in built.mesh.shape.items())),
+    ('data', built.data.summary),
+    ('parameters', f'{_count(abstract.params):,}'),
+    *((f'  {k}', f'{v:,}') for k, v in _by_role(built).items()),
+    ('tokens per step', f'{per_step:,}'),
+    ('tokens in the run', f'{per_step * config.num_steps:,}'),
+    ('training FLOPs per token', f'{flops:.3e}'),
+    ('training FLOPs of the run', f'{flops * per_step * config.num_steps:.3e}'),
+    ('memory per device: state', _size(memory.argument_size_in_bytes)),
+    ('memory per device: temporary', _size(memory.temp_size_in_bytes)),
+    ('one checkpoint', _size(_bytes(abstract))),
+    ('checkpoints of the run', str(_num_checkpoints(config))),
+  ]
+  grid = table.Table(show_header=False)
+  for row in rows:
+    grid.add_row(*row)
+  console.Console().print(grid)
+
+
+def _by_role(built):
+  roles = {}
+  axes = jax.tree.leaves(built.model.axes)
+  for a, x in zip(axes, jax.tree.leaves(built.abstract.params), strict=True):
+    roles[a.role] = roles.get(a.role, 0) + x.size
+  return roles
+
+
+def _num_checkpoints(config):
+  every = config.checkpoint.every_steps
+  saved = {*range(0, config.num_steps, every), config.num_steps}
+  kept = sorted(saved)[-config.checkpoint.keep_latest :]
+  periodic = config.checkpoint.keep_every_steps
+  return len({*kept, *(s for s in saved if periodic and s % periodic == 0)})
+
+
+def _count(tree):
+  return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def _bytes(tree):
+  return sum(
+    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
+
+
+def _size(n):
+  unit = min(int(math.log(max(n, 1), 1024)), 4)
+  return f'{n / 1024**unit:.1f} {("B", "KiB", "MiB", "GiB", "TiB")[unit]}'

@@ -1,0 +1,164 @@
+"""What a run writes beside checkpoints: JSON lines, TensorBoard, progress."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+from rich import console as rich_console
+from rich import progress as rich_progress
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes JSON so that a reader sees the old file or the new, never a part."""
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(json.dumps(value, indent=2) + '\n')
+  temporary.replace(path)
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Reads metrics.jsonl; the cut last line of a killed run is left out."""
+  if not path.exists():
+    return []
+  lines = path.read_text().split('\n')
+  return [json.loads(line) for line in lines[:-1] if line]
+
+
+class Metrics:
+  """Writes metrics.jsonl and TensorBoard events of the steps from `start` on.
+
+  Lines of a killed run at or after `start` are dropped, since they are written
+  again: the file of a resumed run is that of an uninterrupted one.
+  """
+
+  def __init__(self, run: pathlib.Path, start: int) -> None:
+    path = run / 'metrics.jsonl'
+    kept = [x for x in read_lines(path) if x['step'] < start]
+    temporary = path.with_name(path.name + '.tmp')
+    temporary.write_text(''.join(json.dumps(x) + '\n' for x in kept))
+    temporary.replace(path)
+    self._lines = path.open('a')
+    self._events = EventFileWriter(str(run / 'tb'), flush_secs=5)
+    # TensorBoard hides the points of earlier sessions from this step on.
+    log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._event(step=start, session_log=log)
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    self._lines.write(json.dumps({'step': step, **values}) + '\n')
+    self._lines.flush()
+    scalar = summary_pb2.Summary.Value
+    summary = [
+      scalar(tag=k, simple_value=v) for k, v in values.items() if k != 'tokens'
+    ]
+    self._event(step=step, summary=summary_pb2.Summary(value=summary))
+
+  def _event(self, **fields: Any) -> None:
+    self._events.add_event(event_pb2.Event(wall_time=time.time(), **fields))
+
+  def flush(self) -> None:
+    """Puts everything on disk: called before a checkpoint is started."""
+    os.fsync(self._lines.fileno())
+    self._events.flush()
+
+  def close(self) -> None:
+    self._lines.close()
+    self._events.close()
+
+
+class Progress:
+  """A progress bar on a terminal, a line every few seconds elsewhere."""
+
+  def __init__(self, start: int, total: int, seconds: float = 10.0) -> None:
+    self._bar = None
+    self._start, self._total, self._seconds = start, total, seconds
+    self._begin = self._last = time.time()
+    if sys.stderr.isatty():
+      self._bar = rich_progress.Progress(
+        rich_progress.TextColumn('step'),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.BarColumn(),
+        rich_progress.TextColumn('{task.fields[text]}'),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TextColumn('eta'),
+        rich_progress.TimeRemainingColumn(),
+        console=rich_console.Console(stderr=True),
+      )
+      self._task = self._bar.add_task('', total=total, completed=start, text='')
+      self._bar.start()
+
+  def update(self, step: int, text: str) -> None:
+    """`step` updates are done; `text` says how it goes."""
+    if self._bar:
+      self._bar.update(self._task, completed=step, text=text)
+      return
+    now = time.time()
+    if now - self._last < self._seconds and step < self._total:
+      return
+    self._last = now
+    done = max(step - self._start, 1)
+    eta = (now - self._begin) / done * (self._total - step)
+    print(f'step {step}/{self._total}  {text}  eta {eta:.0f} s', flush=True)
+
+  def close(self) -> None:
+    if self._bar:
+      self._bar.stop()
+
+
+class Writer:
+  """Everything that is written about a step, and how fast the steps go."""
+
+  def __init__(
+    self,
+    run: pathlib.Path,
+    start: int,
+    total: int,
+    *,
+    tokens_per_step: int,
+    flops_per_token: float,
+    peak_flops: float | None,
+  ) -> None:
+    self._metrics = Metrics(run, start)
+    self._progress = Progress(start, total)
+    self._tokens, self._flops = tokens_per_step, flops_per_token
+    self._peak = peak_flops
+    self._shown: dict[str, str] = {}
+    self._clock: tuple[int, float] | None = None
+    self._first: tuple[int, float] | None = None
+
+  def write(self, step: int, values: dict[str, Any]) -> None:
+    """Writes the metrics of the state at `step`, which has been computed."""
+    values = {'tokens': step * self._tokens, **values}
+    if 'train/loss' in values:
+      values.update(self._throughput(step))
+    self._metrics.write(step, {k: float(v) for k, v in values.items()})
+    for tag in ('train/loss', 'eval/loss'):
+      if tag in values:
+        self._shown[tag] = f'{tag} {float(values[tag]):.4f}'
+    self._progress.update(step, '  '.join(self._shown.values()))
+
+  def _throughput(self, step: int) -> dict[str, float]:
+    """Tokens per second since the line before, with evaluation and saving."""
+    now, before = time.perf_counter(), self._clock
+    self._clock = (step, now)
+    if before is None or step == before[0]:
+      return {}
+    speed = (step - before[0]) * self._tokens / (now - before[1])
+    # Shown: the mean since the start, without the first step's compilation.
+    self._first = self._first or before
+    mean = (step - self._first[0]) * self._tokens / (now - self._first[1])
+    self._shown['speed'] = f'{mean:,.0f} tokens/s'
+    found = {'throughput/tokens_per_second': speed}
+    if self._peak:
+      found['throughput/mfu'] = speed * self._flops / self._peak
+    return found
+
+  def flush(self) -> None:
+    self._metrics.flush()
+
+  def close(self) -> None:
+    self._progress.close()
+    self._metrics.close()

@@ -1,0 +1,211 @@
+"""The training loop: the only place where training does I/O."""
+
+import pathlib
+import signal
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from lm import (
+  card,
+  checkpoint,
+  data,
+  evaluate,
+  log,
+  mesh,
+  model,
+  restore,
+  state,
+  step,
+)
+
+
+class Built(NamedTuple):
+  """What a run consists of, before anything is computed."""
+
+  mesh: jax.sharding.Mesh
+  data: data.Data
+  model: model.Model
+  abstract: state.TrainState  # shapes, dtypes and shardings
+  init: Any  # () -> TrainState
+  train_step: Any  # (TrainState, tokens_BS, floats) -> (TrainState, metrics)
+  batch_sharding: NamedSharding
+
+
+def build(config: ConfigDict) -> Built:
+  """Builds a run from its config; compiles and allocates nothing."""
+  devices = mesh.make(config.mesh)
+  mesh.check_batch(
+    devices, 'batch_size', config.batch_size, config.grad_accum_steps
+  )
+  tokens = data.build(config)
+  step.multiplier(config, 0, {})  # a refusal of the schedule comes early
+  net = model.build(config.model)
+  key = jax.random.key(config.seed)
+  init = lambda: state.init(config, net, key)
+  shapes = jax.eval_shape(init)
+  shardings = mesh.state_shardings(devices, net.axes, shapes)
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    shardings,
+  )
+  sharding = mesh.batch_sharding(devices)
+  train_step = jax.jit(
+    step.build_train(config, net),
+    in_shardings=(shardings, sharding, None),
+    out_shardings=(shardings, NamedSharding(devices, P())),
+    donate_argnums=0,
+  )
+  return Built(
+    devices,
+    tokens,
+    net,
+    abstract,
+    jax.jit(init, out_shardings=shardings),
+    train_step,
+    sharding,
+  )
+
+
+def train(config: ConfigDict, workdir: str) -> str:
+  """Trains, or continues to train, the run of a config in `workdir`.
+
+  Returns:
+    The status: 'done', 'diverged' or 'preempted'.
+
+  Raises:
+    UserError: a config that makes no run, or that is another run than the one
+      in `workdir`.
+  """
+  run = pathlib.Path(workdir)
+  first = restore.branch_step(config)
+  built = build(config)
+  run.mkdir(parents=True, exist_ok=True)
+  main = jax.process_index() == 0
+  notes = card.Card(run, config, built.data.fingerprint) if main else None
+  checkpoints = checkpoint.Checkpoints(
+    run, config.checkpoint.keep_latest, config.checkpoint.keep_every_steps
+  )
+  with jax.set_mesh(built.mesh), _Preemption() as preemption:
+    start, origin = restore.restore_or_init(
+      config, checkpoints, built.abstract, built.init
+    )
+    writer = _writer(config, built, run, int(start.step)) if main else None
+    if main:
+      notes.start()
+      print(f'{run}: {origin}; {built.data.summary}', flush=True)
+    step_reached, status = int(start.step), 'crashed'
+    try:
+      step_reached, status = _loop(
+        config, built, start, first, checkpoints, writer, preemption
+      )
+    finally:
+      checkpoints.close()
+      if main:
+        writer.close()
+        notes.finish(status=status, step=step_reached)
+  return status
+
+
+def _writer(config, built, run, begin):
+  return log.Writer(
+    run,
+    begin,
+    config.num_steps,
+    tokens_per_step=config.batch_size * config.seq_len,
+    flops_per_token=model.flops_per_token(config.model, config.seq_len),
+    peak_flops=mesh.peak_flops(),
+  )
+
+
+def _loop(config, built, current, first, checkpoints, writer, preemption):
+  """Runs the steps; returns the step reached and the status.
+
+  The order, which makes a resumed run the same run:
+    1. evaluate and save the state before the step;
+    2. take the batch only after the save;
+    3. dispatch the step;
+    4. write the metrics of the step before, while the device works.
+  Nothing waits for the device but 4 (for a step that is done) and a save.
+  """
+  run_eval = evaluate.build(config, built.model, built.data, built.mesh)
+  shape = (config.batch_size, config.seq_len + 1)
+  rows = mesh.local_rows(built.batch_sharding, shape)
+  offset = first if config.branch_data == 'restart' else 0
+  traced = step.floats(config)
+  begin, end = int(current.step), config.num_steps
+  previous = None
+  for n in range(begin, end):
+    metrics = {}
+    if _due(n, config.eval.every_steps):
+      metrics = run_eval(current.params)
+    stop = preemption.reached(n)
+    if n == begin or stop or _due(n, config.checkpoint.every_steps):
+      _save(config, checkpoints, current, n, first, writer)
+    if stop:
+      return n, 'preempted'
+    tokens = built.data.train.batch(n - offset, rows)
+    tokens = mesh.put(built.batch_sharding, tokens, shape)
+    current, new = built.train_step(current, tokens, traced)
+    if previous and _write(config, writer, *previous):
+      return n, 'diverged'
+    previous = (n, {**metrics, **new})
+  if previous and _write(config, writer, *previous):
+    return end, 'diverged'
+  _save(config, checkpoints, current, end, first, writer)
+  _write(config, writer, end, run_eval(current.params))
+  return end, 'done'
+
+
+def _due(n: int, every: int) -> bool:
+  return every > 0 and n % every == 0
+
+
+def _save(config, checkpoints, current, n, first, writer):
+  if writer:
+    writer.flush()
+  every = config.checkpoint.every_steps
+  start = max(first, (n - 1) // every * every) if n > first else n
+  checkpoints.save(current, n, {'step': n, 'mean_start': start})
+
+
+def _write(config, writer, n, metrics):
+  """Writes the metrics of a step; returns whether the run has diverged."""
+  values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+  in_a_row = values.pop('train/bad_in_a_row', 0)
+  diverged = 0 < config.max_bad_steps <= in_a_row
+  shown = _due(n, config.log_every_steps) or 'eval/loss' in values or diverged
+  if writer and shown:
+    writer.write(n, values)
+  return diverged
+
+
+class _Preemption:
+  """Notices SIGTERM and Ctrl-C; a second Ctrl-C interrupts at once."""
+
+  def __enter__(self):
+    self._noticed = False
+    self._old = {
+      s: signal.signal(s, self._notice) for s in (signal.SIGTERM, signal.SIGINT)
+    }
+    return self
+
+  def _notice(self, number, frame):
+    if self._noticed and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self._noticed = True
+
+  def reached(self, n: int) -> bool:
+    """Returns whether to stop at step `n`: the same on all processes."""
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(n)
+    return self._noticed
+
+  def __exit__(self, *_):
+    for number, handler in self._old.items():
+      signal.signal(number, handler)

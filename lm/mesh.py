@@ -1,0 +1,150 @@
+"""Devices: processes, the mesh, and what lies where on it."""
+
+import math
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from lm import axes as axes_lib
+from lm.errors import UserError
+
+# Dense bf16 peak in FLOP/s per device, from the vendors' data sheets.
+PEAK_FLOPS = {
+  'NVIDIA A100': 312e12,
+  'NVIDIA H100': 989e12,
+  'NVIDIA H200': 989e12,
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5p': 459e12,
+  'TPU v5': 459e12,
+  'TPU v6 lite': 918e12,
+}
+
+
+def initialize(
+  coordinator: str = '', num_processes: int = 0, process_id: int = -1
+) -> None:
+  """Joins the processes of one run; call once, before anything touches jax.
+
+  Explicit arguments come first, then SLURM and TPU pods, which jax detects by
+  itself; anything else is a single process.
+  """
+  if coordinator:
+    if num_processes < 1 or not 0 <= process_id < num_processes:
+      raise UserError(
+        f'--coordinator needs --num_processes >= 1 and 0 <= --process_id < '
+        f'num_processes, not {num_processes} and {process_id}.'
+      )
+    jax.distributed.initialize(coordinator, num_processes, process_id)
+  elif _many('SLURM_NTASKS') or ',' in os.getenv('TPU_WORKER_HOSTNAMES', ''):
+    jax.distributed.initialize()
+
+
+def _many(variable: str) -> bool:
+  return int(os.getenv(variable, '1')) > 1 and 'SLURM_PROCID' in os.environ
+
+
+def make(config: ConfigDict) -> Mesh:
+  """Returns the mesh of `config.mesh`; a size of -1 takes what remains."""
+  sizes = dict(config)
+  n = jax.device_count()
+  free = [k for k, v in sizes.items() if v == -1]
+  known = math.prod(v for v in sizes.values() if v != -1)
+  if len(free) == 1 and known > 0 and n % known == 0:
+    sizes[free[0]] = n // known
+  if min(sizes.values()) < 1 or math.prod(sizes.values()) != n:
+    text = ', '.join(f'mesh.{k}={v}' for k, v in dict(config).items())
+    raise UserError(
+      f'{text} does not make {n} devices; legal: positive sizes whose product '
+      f'is {n}, one of them may be -1.'
+    )
+  # Auto: flax's logical constraints do not work with jax's default, Explicit.
+  return jax.make_mesh(
+    tuple(sizes.values()),
+    tuple(sizes),
+    axis_types=(AxisType.Auto,) * len(sizes),
+  )
+
+
+def param_shardings(mesh: Mesh, axes: Any, params: Any) -> Any:
+  """Returns a NamedSharding per parameter.
+
+  Raises:
+    UserError: a dimension that its mesh axis does not divide.
+  """
+  specs = axes_lib.partition_specs(axes)
+
+  def check(path, spec, leaf):
+    for name, size in zip(spec, leaf.shape, strict=True):
+      if name and size % mesh.shape[name]:
+        raise UserError(
+          f'mesh.{name}={mesh.shape[name]} does not divide a dimension of size '
+          f'{size} of parameter {jax.tree_util.keystr(path)}.'
+        )
+    return NamedSharding(mesh, spec)
+
+  is_spec = lambda x: isinstance(x, P)
+  return jax.tree_util.tree_map_with_path(check, specs, params, is_leaf=is_spec)
+
+
+def state_shardings(mesh: Mesh, axes: Any, state: Any) -> Any:
+  """Returns a NamedSharding per leaf of an abstract train state.
+
+  Moments and means lie like the parameter they belong to, counters everywhere.
+  """
+  shardings = param_shardings(mesh, axes, state.params)
+  replicated = NamedSharding(mesh, P())
+  return axes_lib.like_params(state, state.params, shardings, replicated)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Sequences are split over the data and fsdp axes."""
+  return NamedSharding(mesh, P(axes_lib.RULES['batch']))
+
+
+def check_batch(mesh: Mesh, name: str, size: int, accum: int = 1) -> None:
+  """Refuses a batch that cannot be split over devices and accumulation."""
+  devices = math.prod(mesh.shape[a] for a in axes_lib.RULES['batch'])
+  if accum < 1 or size < 1 or size % (devices * accum):
+    raise UserError(
+      f'{name}={size} must be a positive multiple of {devices * accum} = '
+      f'{devices} (mesh data x fsdp) x {accum} (slices of the batch).'
+    )
+
+
+def local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> list:
+  """Returns the row ranges [(start, stop)] that this process has to provide."""
+  index = sharding.addressable_devices_indices_map(shape)
+  return sorted(
+    {(s[0].start or 0, s[0].stop or shape[0]) for s in index.values()}
+  )
+
+
+def put(sharding: NamedSharding, rows: np.ndarray, shape: tuple[int, int]):
+  """Makes the global array out of the rows that this process provides."""
+  return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+
+def peak_flops() -> float | None:
+  """Returns the bf16 peak of all devices together, None if not known."""
+  kind = jax.devices()[0].device_kind
+  # The longest name that fits: 'TPU v5 lite' before 'TPU v5'.
+  for name in sorted(PEAK_FLOPS, key=len, reverse=True):
+    if kind.startswith(name):
+      return PEAK_FLOPS[name] * jax.device_count()
+  return None
+
+
+def single() -> Mesh:
+  """Returns a mesh of this process's first device: notebooks, small tools."""
+  return jax.make_mesh(
+    (1, 1, 1),
+    ('data', 'fsdp', 'tensor'),
+    axis_types=(AxisType.Auto,) * 3,
+    devices=jax.local_devices()[:1],
+  )

@@ -1,0 +1,125 @@
+"""Where a run starts: the first of four places that exists."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from lm import checkpoint
+from lm.errors import UserError
+from lm.state import TrainState
+
+
+def restore_or_init(
+  config: ConfigDict,
+  checkpoints: checkpoint.Checkpoints,
+  abstract: TrainState,
+  init: Callable[[], TrainState],
+) -> tuple[TrainState, str]:
+  """Returns the state that a run starts from, and a line that says which.
+
+  The first that applies:
+    1. the newest intact checkpoint in the workdir;
+    2. `branch = 'run@step'`: parameters, optimizer state and step of that run;
+    3. `init = 'run@step'` or 'run/merged/name': parameters only, at step 0;
+    4. scratch.
+
+  Args:
+    config: of the run.
+    checkpoints: of the workdir.
+    abstract: the state's shapes, dtypes and shardings.
+    init: makes the state from scratch.
+  """
+  state = checkpoints.restore_latest(abstract)
+  if state is not None:
+    return state, f'resumed from {checkpoints.run}@{int(state.step)}'
+  if config.branch:
+    return _branch(config, abstract, init), f'branched from {config.branch}'
+  if config.init:
+    params = _params(config.init, abstract)
+    return _with_params(
+      config, init(), params
+    ), f'initialised from {config.init}'
+  return init(), 'from scratch'
+
+
+def branch_step(config: ConfigDict) -> int:
+  """Returns the step at which this run starts: 0 unless it is a branch.
+
+  Raises:
+    UserError: contradicting fields, or a step at which no branch can start.
+  """
+  if config.branch and config.init:
+    raise UserError(
+      f"branch='{config.branch}' and init='{config.init}' exclude each other."
+    )
+  if config.branch_data not in ('continue', 'restart'):
+    raise UserError(
+      f"branch_data='{config.branch_data}' does not exist. "
+      'Legal: continue, restart.'
+    )
+  if not config.branch:
+    return 0
+  step = checkpoint.locate(config.branch).step
+  if step is None:
+    raise UserError(
+      f"branch='{config.branch}' is a merge, which has no optimizer state; "
+      'use --config.init for it.'
+    )
+  if config.checkpoint.mean and step % config.checkpoint.every_steps:
+    raise UserError(
+      f'branch at step {step} needs a checkpoint.every_steps that divides it, '
+      f'not {config.checkpoint.every_steps} (or checkpoint.mean=False).'
+    )
+  if step >= config.num_steps:
+    raise UserError(
+      f'branch at step {step} is not before num_steps={config.num_steps}.'
+    )
+  return step
+
+
+def _branch(config, abstract, init):
+  ref = checkpoint.locate(config.branch)
+  try:
+    train = {
+      'step': abstract.step,
+      'opt_state': abstract.opt_state,
+      'bad_steps': abstract.bad_steps,
+      'bad_in_a_row': abstract.bad_in_a_row,
+    }
+    old = checkpoint.restore_item(ref.run, ref.step, 'train', train)
+  except checkpoint.Damaged as e:
+    raise UserError(
+      f'The optimizer state of {config.branch} does not fit '
+      f"optimizer='{config.optimizer.name}', or is damaged: {e}"
+    ) from e
+  params = _params(config.branch, abstract)
+  state = _with_params(config, init(), params)
+  return state.replace(step=old['step'], opt_state=old['opt_state'])
+
+
+def _params(text: str, abstract: TrainState) -> Any:
+  ref = checkpoint.locate(text)
+  shapes = lambda tree: {
+    jax.tree_util.keystr(p): x.shape
+    for p, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+  have, want = (
+    shapes(checkpoint.abstract_item(ref.item)),
+    shapes(abstract.params),
+  )
+  for key in {**want, **have}:
+    if have.get(key) != want.get(key):
+      raise UserError(
+        f"The parameters of '{text}' do not fit this model: {key} is "
+        f'{have.get(key)} there and {want.get(key)} here.'
+      )
+  if ref.step is None:
+    return checkpoint.restore_tree(ref.item, abstract.params)
+  return checkpoint.restore_item(ref.run, ref.step, 'params', abstract.params)
+
+
+def _with_params(config, state, params):
+  mean = jax.tree.map(jax.numpy.copy, params) if config.checkpoint.mean else ()
+  return state.replace(params=params, mean=mean)

@@ -1,0 +1,134 @@
+"""A run directory, for notebooks and tools: everything by one object.
+
+run = Run('runs/a')
+step, loss = run.metrics['train/loss']
+params = run.params(1000)
+logits = run.model.apply(params, tokens_BT)
+"""
+
+import functools
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lm import checkpoint, log
+from lm import data as data_lib
+from lm import evaluate as evaluate_lib
+from lm import mesh as mesh_lib
+from lm import model as model_lib
+from lm import step as step_lib
+from lm.errors import UserError, did_you_mean
+
+
+class Series(NamedTuple):
+  """One metric: step (n,) int64 and value (n,) float64."""
+
+  step: np.ndarray
+  value: np.ndarray
+
+
+class Run:
+  """Reads a run directory; never writes.
+
+  Raises:
+    UserError: `path` is not a run directory.
+  """
+
+  def __init__(self, path: str | pathlib.Path) -> None:
+    self.path = pathlib.Path(path)
+    if not (self.path / 'config.json').is_file():
+      raise UserError(
+        f"'{path}' is not a run directory: it has no config.json."
+      )
+
+  @functools.cached_property
+  def config(self) -> ConfigDict:
+    text = (self.path / 'config.json').read_text()
+    return ConfigDict(json.loads(text)).lock()
+
+  @property
+  def meta(self) -> dict[str, Any]:
+    return json.loads((self.path / 'meta.json').read_text())
+
+  @property
+  def metrics(self) -> dict[str, Series]:
+    """All metrics by tag; an unknown tag is answered with the legal ones."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for line in log.read_lines(self.path / 'metrics.jsonl'):
+      for tag, value in line.items():
+        if tag != 'step':
+          found.setdefault(tag, []).append((line['step'], value))
+    return _Tags(
+      (k, Series(*(np.array(x) for x in zip(*v, strict=True))))
+      for k, v in found.items()
+    )
+
+  @property
+  def steps(self) -> list[int]:
+    """Steps of the finished checkpoints."""
+    return checkpoint.steps(self.path)
+
+  @property
+  def merged(self) -> list[str]:
+    """Names of the merges."""
+    found = self.path.glob('merged/*/merge.json')
+    return sorted(p.parent.name for p in found)
+
+  @functools.cached_property
+  def model(self) -> model_lib.Model:
+    return model_lib.build(self.config.model)
+
+  def params(self, at: int | str | None = None) -> Any:
+    """Returns parameters on this process's device, whatever wrote them.
+
+    Args:
+      at: a step, the name of a merge, or None for the newest checkpoint.
+    """
+    text = {int: f'{self.path}@{at}', str: f'{self.path}/merged/{at}'}
+    ref = checkpoint.locate(text.get(type(at), str(self.path)))
+    abstract = checkpoint.abstract_item(ref.item)
+    if ref.step is None:
+      return checkpoint.restore_tree(ref.item, abstract)
+    return checkpoint.restore_item(ref.run, ref.step, 'params', abstract)
+
+  def mean(self, step: int) -> Any:
+    """Returns the mean of the iterates of the interval that ends at `step`."""
+    ref = checkpoint.locate(f'{self.path}@{step}')
+    path = checkpoint.item(ref.run, step, 'mean')
+    if not path.is_dir():
+      raise UserError(f'{self.path} has no means: checkpoint.mean=False.')
+    abstract = checkpoint.abstract_item(path)
+    return checkpoint.restore_item(ref.run, step, 'mean', abstract)
+
+  def schedule(self) -> np.ndarray:
+    """Returns the multiplier of every update, float64 (num_steps,)."""
+    traced = step_lib.floats(self.config)['schedule']
+    steps = np.arange(self.config.num_steps, dtype=np.int32)
+    one = lambda s: step_lib.multiplier(self.config, s, traced)
+    return np.asarray(jax.jit(jax.vmap(one))(steps), np.float64)
+
+  def learning_rates(self) -> np.ndarray:
+    """Returns the learning rate of every update, float64 (num_steps,)."""
+    return self.config.learning_rate * self.schedule()
+
+  @functools.cached_property
+  def data(self) -> data_lib.Data:
+    return data_lib.build(self.config)
+
+  def losses(self, params: Any) -> np.ndarray:
+    """Returns the loss of each validation batch in nats, float64."""
+    return np.asarray(self._losses(params), np.float64)
+
+  @functools.cached_property
+  def _losses(self):
+    mesh = mesh_lib.single()
+    return evaluate_lib.build_losses(self.config, self.model, self.data, mesh)
+
+
+class _Tags(dict):
+  def __missing__(self, tag: str) -> Series:
+    raise UserError(f"No metric '{tag}'.{did_you_mean(tag, self)}")

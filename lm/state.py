@@ -1,0 +1,46 @@
+"""The train state: all that a step reads and writes, and a checkpoint holds."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from lm import spec
+from lm.model import Model
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """A pytree; every leaf is an array.
+
+  step: int32, updates done so far; the only step counter of a run.
+  params, opt_state: of the model and of the optimizer.
+  mean: float32 mean of the iterates since the last multiple of
+    `checkpoint.every_steps`; an empty tuple when the config switches it off.
+  bad_steps: int32, non-finite steps skipped so far.
+  bad_in_a_row: int32, those of them since the last good step.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  mean: Any
+  bad_steps: jax.Array
+  bad_in_a_row: jax.Array
+
+  def replace(self, **fields: Any) -> 'TrainState':
+    return dataclasses.replace(self, **fields)
+
+
+def init(config: ConfigDict, model: Model, key: jax.Array) -> TrainState:
+  """Returns the state at step 0; pure, so that it can be jitted and sharded."""
+  params = model.init(key)
+  rate = config.learning_rate
+  tx = spec.build('optimizers', config.optimizer, rate, model.axes, rate)
+  zero = jnp.zeros((), jnp.int32)
+  # A copy: the same buffer twice in a donated state is an error.
+  mean = jax.tree.map(jnp.copy, params) if config.checkpoint.mean else ()
+  return TrainState(zero, params, tx.init(params), mean, zero, zero)
