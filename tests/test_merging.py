@@ -1,0 +1,306 @@
+"""Coefficients of merges: published tables, algebra, closed forms."""
+
+import hypothesis as h
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from lm import spec
+from lm.errors import UserError
+from merging.decay import decay
+from merging.ema import ema
+from merging.engine import coefficients
+from merging.engine import shapes as merge_shapes
+from merging.uniform import uniform
+from merging.wma import wma
+from schedules.parts import shapes as schedule_shapes
+from schedules.wsd import wsd
+
+NAMES = spec.names('merging')
+EQUAL = np.arange(1, 11) * 100
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('steps', [[7], [0, 3], [1, 2, 10], list(EQUAL)])
+def test_contract(name, steps):
+  c = spec.build('merging', spec.spec('merging', name), steps)
+  assert c.dtype == np.float64 and c.shape == (len(steps),)
+  assert abs(c.sum() - 1) < 1e-12
+  assert (c >= 0).all()
+  assert c[-1] > 0, 'the newest checkpoint is dropped'
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('steps', [[], [3, 2], [1, 1], [-1, 2], [0.5, 1.0]])
+def test_bad_steps_are_answered_with_a_sentence(name, steps):
+  with pytest.raises(UserError, match='steps='):
+    spec.build('merging', spec.spec('merging', name), steps)
+
+
+# Figure 2 of arXiv 2507.17634, as printed.
+FIGURE_2 = {
+  'linear': '.100 .100 .100 .100 .100 .100 .100 .100 .100 .100',
+  'cosine': '.024 .071 .111 .139 .155 .155 .139 .111 .071 .024',
+  '1-sqrt': '.316 .131 .101 .085 .075 .067 .062 .058 .054 .051',
+  'ema': '.126 .033 .041 .052 .065 .082 .103 .130 .163 .206',
+}
+
+
+@pytest.mark.parametrize('shape', FIGURE_2)
+def test_figure_2_of_the_paper(shape):
+  want = np.array(FIGURE_2[shape].split(), float)
+  np.testing.assert_allclose(decay(EQUAL, shape=shape), want, atol=5e-4)
+
+
+@pytest.mark.parametrize(
+  ('knobs', 'want'),
+  [
+    ({}, [0.25] * 4),
+    ({'shape': '1-sqrt'}, [0.5, 0.2071068, 0.1589186, 0.1339746]),
+    (
+      {'shape': 'cosine'},
+      [0.1464466, 0.3535534, 0.3535534, 0.1464466],
+    ),
+    ({'shape': 'square'}, [0.0625, 0.1875, 0.3125, 0.4375]),
+    ({'floor': 0.1}, [0.225, 0.225, 0.225, 0.325]),
+    ({'floor': 1.0}, [0, 0, 0, 1]),
+  ],
+)
+def test_four_checkpoints(knobs, want):
+  np.testing.assert_allclose(decay([1, 2, 3, 4], **knobs), want, atol=5e-8)
+
+
+def test_block_means_are_the_trapezoid_rule_for_linear():
+  five = [0, 10, 20, 30, 40]
+  want = [0.125, 0.25, 0.25, 0.25, 0.125]
+  np.testing.assert_allclose(decay(five, grid='block'), want, atol=1e-15)
+  got = decay(five, shape='1-sqrt', grid='block')
+  want = [0.3333, 0.2761, 0.1798, 0.1454, 0.0654]
+  np.testing.assert_allclose(got, want, atol=5e-5)
+
+
+def test_unequal_spacing_is_sampled_at_the_true_steps():
+  # Mean interval 20: the window is [0, 60], left edges at 1/3 and 2/3 of it
+  # for equal spacing; here the block edges lie at 20 and 50.
+  c = decay([20, 50, 60])
+  np.testing.assert_allclose(c, [1 / 3, 1 / 2, 1 / 6], atol=1e-15)
+  # Block means: at 20 + 15 and 50 + 5 of the window [20, 60].
+  c = decay([20, 50, 60], grid='block')
+  np.testing.assert_allclose(c, [0.375, 0.5, 0.125], atol=1e-15)
+
+
+@pytest.mark.parametrize('shape', merge_shapes.names())
+def test_block_means_against_quadrature(shape):
+  steps = np.array([3, 10, 11, 40])
+  fine = np.linspace(3, 40, 37_001)
+  y = merge_shapes.shape(shape).value((fine - 3) / 37)
+  middle = (y[1:] + y[:-1]) / 2
+  edges = np.searchsorted(fine, steps - 1e-9)
+  w = [middle[a:b].mean() for a, b in zip(edges, edges[1:], strict=False)]
+  got = coefficients.forward(decay(steps, shape=shape, grid='block'))
+  np.testing.assert_allclose(got, w, atol=3e-6)
+
+
+def test_the_right_edge_does_not_exist():
+  with pytest.raises(ValueError, match='newest checkpoint the coefficient 0'):
+    decay([1, 2], grid='right')
+  with pytest.raises(ValueError, match="'centre' does not exist. Legal: left"):
+    decay([1, 2], grid='centre')
+
+
+@pytest.mark.parametrize(
+  ('name', 'knobs', 'message'),
+  [
+    ('decay', {'shape': 'sqrt'}, "Did you mean '1-sqrt'"),
+    ('decay', {'floor': 1.5}, 'floor=1.5'),
+    ('decay', {'floor': float('nan')}, 'floor=nan'),
+    ('ema', {'alpha': 0.0}, 'alpha=0.0'),
+    ('ema', {'alpha': 1.0}, 'alpha=1.0'),
+    ('ema', {'form': 'other'}, 'renormalised, recursive'),
+  ],
+)
+def test_bad_knobs(name, knobs, message):
+  with pytest.raises(UserError, match=message):
+    spec.build('merging', spec.spec('merging', name, **knobs), [1, 2])
+
+
+def test_wma_and_ema_numbers():
+  six = [1, 2, 3, 4, 5, 6]
+  np.testing.assert_allclose(wma(six), np.arange(1, 7) / 21, atol=1e-16)
+  w = coefficients.forward(wma(six))
+  want = [0.9524, 0.8571, 0.7143, 0.5238, 0.2857]
+  np.testing.assert_allclose(w, want, atol=5e-5)
+  recursive = ema(six, form='recursive')
+  want = [0.32768, 0.08192, 0.1024, 0.128, 0.16, 0.2]
+  np.testing.assert_allclose(recursive, want, atol=1e-15)
+  want = [0.67232, 0.5904, 0.488, 0.36, 0.2]
+  np.testing.assert_allclose(coefficients.forward(recursive), want, atol=1e-15)
+  want = [0.0888, 0.1110, 0.1388, 0.1735, 0.2168, 0.2711]
+  np.testing.assert_allclose(ema(six), want, atol=5e-5)
+  want = [0.9112, 0.8002, 0.6614, 0.4879, 0.2711]
+  np.testing.assert_allclose(coefficients.forward(ema(six)), want, atol=5e-5)
+
+
+def test_uniform_is_the_linear_decay():
+  np.testing.assert_allclose(uniform(EQUAL), decay(EQUAL), atol=1e-15)
+  want = 1 - np.arange(1, 10) / 10
+  got = coefficients.forward(uniform(EQUAL))
+  np.testing.assert_allclose(got, want, atol=1e-15)
+
+
+def test_rule_of_another_merger():
+  # Megatron-LM's weighted_merge, 'minus-sqrt': decay_i = 1 - sqrt(i / N).
+  n = 7
+  w = 1 - np.sqrt(np.arange(1, n) / n)
+  c = np.append(w[:-1] - w[1:], w[-1])
+  c = np.insert(c, 0, 1 - c.sum())
+  got = decay(np.arange(n), shape='1-sqrt')
+  np.testing.assert_allclose(got, c, atol=1e-15)
+
+
+def test_ling_example_and_round_trips():
+  c = coefficients.inverse([0.9, 0.6])
+  np.testing.assert_allclose(c, [0.1, 0.3, 0.6], atol=1e-15)
+  rng = np.random.default_rng(0)
+  c = rng.dirichlet(np.ones(9))
+  back = coefficients.inverse(coefficients.forward(c))
+  np.testing.assert_allclose(back, c, atol=1e-15)
+  w = np.sort(rng.random(9))[::-1]
+  again = coefficients.forward(coefficients.inverse(w))
+  np.testing.assert_allclose(again, w, atol=1e-15)
+
+
+@h.settings(max_examples=30, deadline=None, derandomize=True)
+@h.given(
+  steps=st.lists(st.integers(0, 10**6), min_size=1, max_size=30, unique=True),
+  shape=st.sampled_from(merge_shapes.names()),
+  floor=st.floats(0, 1),
+  grid=st.sampled_from(['left', 'block']),
+)
+def test_every_decay_is_feasible(steps, shape, floor, grid):
+  c = decay(sorted(steps), shape=shape, floor=floor, grid=grid)
+  assert abs(c.sum() - 1) < 1e-12 and (c >= 0).all()
+  w = coefficients.forward(c)
+  assert (w <= 1 + 1e-12).all() and (w >= floor - 1e-12).all()
+
+
+def test_average_is_the_rescaled_trajectory():
+  rng = np.random.default_rng(1)
+  theta = np.cumsum(rng.standard_normal((4, 5)), axis=0)
+  c = decay([1, 2, 3, 4], shape='1-sqrt', floor=0.1)
+  w = coefficients.forward(c)
+  displaced = theta[0] - w @ (theta[:-1] - theta[1:])
+  assert abs(c @ theta - displaced).max() < 1e-15 * abs(theta).max() * 4
+
+
+def test_interval_means_emulate_the_decay_exactly():
+  # The oracle replays the trajectory with every update scaled by W.
+  rng = np.random.default_rng(2)
+  steps = np.array([3, 10, 12, 30, 37])
+  theta = np.cumsum(rng.standard_normal((38, 4)), axis=0) / 10
+  means = [
+    theta[a + 1 : b + 1].mean(0) for a, b in zip(steps, steps[1:], strict=False)
+  ]
+  for shape in merge_shapes.names():
+    knots = coefficients.target((steps - 3) / 34, shape, 0.1)
+    weight = np.interp(np.arange(3, 37), steps, knots)
+    want = theta[3] + weight @ np.diff(theta[3:], axis=0)
+    c = coefficients.interval_means(steps, shape, 0.1)
+    total = c.first + c.means.sum() + c.last
+    assert abs(total - 1) < 1e-15
+    got = c.first * theta[3] + c.means @ means + c.last * theta[37]
+    np.testing.assert_allclose(got, want, atol=2e-15)
+
+
+def test_interval_means_of_a_linear_decay():
+  c = coefficients.interval_means([0, 10, 40], floor=0.2)
+  np.testing.assert_allclose(c.means, [0.8 * 0.25, 0.8 * 0.75], atol=1e-15)
+  np.testing.assert_allclose([c.first, c.last], [0, 0.2], atol=1e-15)
+  # The weights at the knots are those of the schedule that is emulated.
+  schedule = wsd(100, warmup=0.0, decay=0.4, shape='1-sqrt')
+  knots = [float(schedule(s)) for s in (60, 70, 80, 90, 100)]
+  c = coefficients.interval_means([60, 70, 80, 90, 100], '1-sqrt')
+  np.testing.assert_allclose(c.means, -np.diff(knots), atol=1e-7)
+  with pytest.raises(ValueError, match='two or more'):
+    coefficients.interval_means([5])
+  with pytest.raises(ValueError, match='falls from'):
+    coefficients.from_knots([1, 0.2, 0.3])
+
+
+def test_correction_for_a_learning_rate_that_varied():
+  w = coefficients.correct([0.75, 0.5, 0.25, 0], [1, 0.8, 0.6, 0.4])
+  np.testing.assert_allclose(w, [0.75, 0.625, 5 / 12, 0], atol=1e-15)
+  c = coefficients.inverse(w)
+  want = [0.25, 0.125, 5 / 24, 5 / 12, 0]
+  np.testing.assert_allclose(c, want, atol=1e-15)
+  w = coefficients.correct([1, 0.9, 0.8, 0.1], [1, 0.8, 0.6, 0.4])
+  with pytest.raises(ValueError, match='checkpoint 1 the coefficient -0.125'):
+    coefficients.inverse(w)
+  c = coefficients.inverse(w, allow_negative=True)
+  want = [0, -0.125, -0.2083333, 1.0833333, 0.25]
+  np.testing.assert_allclose(c, want, atol=5e-8)
+  with pytest.raises(ValueError, match='must be positive'):
+    coefficients.correct([1.0], [0.0])
+  with pytest.raises(ValueError, match='1 target learning rates for 2'):
+    coefficients.correct([1.0], [1.0, 1.0])
+
+
+def test_effective_number_of_checkpoints():
+  assert coefficients.effective_count(uniform(EQUAL)) == pytest.approx(10)
+  assert coefficients.effective_count([1.0]) == 1
+  assert coefficients.effective_count([0.5, 0.25, 0.25]) == pytest.approx(8 / 3)
+
+
+def _merged_variance(c, interval, rho):
+  lag = abs(np.subtract.outer(np.arange(c.size), np.arange(c.size)))
+  return c @ rho ** (interval * lag) @ c
+
+
+# Ratio of the variance after merging to that at constant learning rate, noisy
+# quadratic h = 1, eta = 0.1, window 600 (methods 1.2).
+@pytest.mark.parametrize(
+  ('shape', 'n', 'want'),
+  [
+    ('linear', 4, 0.25000),
+    ('linear', 8, 0.12508),
+    ('linear', 16, 0.06492),
+    ('linear', 60, 0.03405),
+    ('1-sqrt', 4, 0.33610),
+    ('1-sqrt', 16, 0.10826),
+    ('1-sqrt', 60, 0.05632),
+  ],
+)
+def test_noisy_quadratic(shape, n, want):
+  interval = 600 // n
+  c = decay(np.arange(n) * interval, shape=shape)
+  got = _merged_variance(c, interval, rho=1 - 0.1)
+  np.testing.assert_allclose(got, want, atol=6e-6)
+
+
+def test_noisy_quadratic_formula_against_simulation():
+  # Many independent chains in stationarity: variance of the merge, sampled.
+  rng = np.random.default_rng(3)
+  x = rng.standard_normal(200_000)
+  c, rho, merged = decay([0, 5, 10], shape='cosine'), 0.9, 0.0
+  for j in range(3):
+    merged = merged + c[j] * x
+    for _ in range(5):
+      x = rho * x + np.sqrt(1 - rho**2) * rng.standard_normal(x.size)
+  want = _merged_variance(c, 5, rho)
+  np.testing.assert_allclose(merged.var(), want, rtol=0.02)
+
+
+@pytest.mark.parametrize('name', schedule_shapes.names())
+def test_shapes_of_schedules_and_merges_are_the_same(name):
+  x = np.linspace(0, 1, 101)
+  want = schedule_shapes.shape(name)(x)
+  got = merge_shapes.shape(name).value(x)
+  np.testing.assert_allclose(got, want, atol=1e-15)
+
+
+@pytest.mark.parametrize('name', merge_shapes.names())
+def test_integrals_of_shapes(name):
+  x = np.linspace(0.001, 0.999, 101)
+  s = merge_shapes.shape(name)
+  slope = (s.integral(x + 1e-5) - s.integral(x - 1e-5)) / 2e-5
+  np.testing.assert_allclose(slope, s.value(x), atol=1e-5)
