@@ -82,20 +82,26 @@ def orthogonalize(
 ) -> jax.Array:
   """Replaces each matrix of a stack by (nearly) its orthogonal factor.
 
-  `dtype` is that of the products ('float32' keeps float64); the norm and the
-  result have the dtype of `x_BMN`. The products are smallest if M <= N.
+  `dtype` is that of the factors of each product ('float32' keeps float64);
+  sums, norms and the result have the dtype of `x_BMN`, which halves the error
+  of an iteration in bfloat16 throughout. Cheapest if M <= N.
   """
   preset = PRESETS[coefficients]
   rows = preset.rows + preset.rows[-1:] * (steps - len(preset.rows))
   kind = jnp.bfloat16 if dtype == 'bfloat16' else x_BMN.dtype
 
+  def product(x, y):
+    return jnp.matmul(
+      x.astype(kind), y.astype(kind), preferred_element_type=x_BMN.dtype
+    )
+
   def one(x):  # (..., M, N)
     norm = jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)
-    y = (x / (preset.safety * norm + preset.eps)).astype(kind)
+    x = x / (preset.safety * norm + preset.eps)
     for a, b, c in rows:
-      gram = y @ jnp.swapaxes(y, -1, -2)
-      y = a * y + (b * gram + c * (gram @ gram)) @ y
-    return y.astype(x.dtype)
+      gram = product(x, jnp.swapaxes(x, -1, -2))
+      x = a * x + product(b * gram + c * product(gram, gram), x)
+    return x
 
   # On 2 CPU cores one product after the other ran at 194 GFLOP/s and batched
   # products at 137 (24 matrices of 384 x 384); accelerators want the batch.
