@@ -51,10 +51,13 @@ def of(params: PyTree, axes: PyTree | None = None) -> PyTree:
   """Returns a tree of axes for `params`: those given, or those inferred."""
   if axes is None:
     return jax.tree.map(lambda x: infer(jnp.shape(x)), params)
-  try:
-    return jax.tree.map(_checked, params, axes)
-  except (TypeError, KeyError) as e:
-    raise ValueError(f'axes must be a tree like the parameters: {e}') from e
+  if jax.tree.structure(params) != jax.tree.structure(axes):
+    one_sided = sorted(_paths(params).keys() ^ _paths(axes).keys())
+    raise ValueError(
+      'axes must be a tree like the parameters; only one of the two has: '
+      f'{", ".join(one_sided) or "other containers"}.'
+    )
+  return jax.tree.map(_checked, params, axes)
 
 
 def _checked(x, axes):
@@ -66,6 +69,12 @@ def _checked(x, axes):
   return axes
 
 
+def _paths(tree):
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  key = jax.tree_util.keystr
+  return {key(path, simple=True, separator='/'): leaf for path, leaf in flat}
+
+
 def treatment(params: PyTree, axes: PyTree | None = None) -> dict[str, str]:
   """Lists what optimizers of matrices do with each parameter.
 
@@ -73,12 +82,9 @@ def treatment(params: PyTree, axes: PyTree | None = None) -> dict[str, str]:
     path -> 'matrix' (treated as a matrix or a stack of them) or 'rest'
     (embeddings, heads and vectors, which AdamW updates).
   """
-  flat, _ = jax.tree_util.tree_flatten_with_path(of(params, axes))
   return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): (
-      'matrix' if a.role == 'matrix' else 'rest'
-    )
-    for path, a in flat
+    path: 'matrix' if a.role == 'matrix' else 'rest'
+    for path, a in _paths(of(params, axes)).items()
   }
 
 
