@@ -1,6 +1,6 @@
 """A run of seconds, for tests and for a first look at a new optimizer.
 
-python -m launch.train --config=configs/debug.py:optimizer=lion --workdir=runs/debug
+python -m launch.train --config=configs/debug.py:optimizer=lion --workdir=runs/a
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,6 @@
 """The training loop: the only place where training does I/O."""
 
+import functools
 import pathlib
 import signal
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from lm import (
   state,
   step,
 )
+from lm.errors import UserError
 
 
 class Built(NamedTuple):
@@ -33,11 +35,13 @@ class Built(NamedTuple):
   abstract: state.TrainState  # shapes, dtypes and shardings
   init: Any  # () -> TrainState
   train_step: Any  # (TrainState, tokens_BS, floats) -> (TrainState, metrics)
+  evaluate: Any  # params -> {'eval/loss': ..., ...}
   batch_sharding: NamedSharding
 
 
 def build(config: ConfigDict) -> Built:
   """Builds a run from its config; compiles and allocates nothing."""
+  _check(config)
   devices = mesh.make(config.mesh)
   mesh.check_batch(
     devices, 'batch_size', config.batch_size, config.grad_accum_steps
@@ -68,8 +72,25 @@ def build(config: ConfigDict) -> Built:
     abstract,
     jax.jit(init, out_shardings=shardings),
     train_step,
+    evaluate.build(config, net, tokens, devices),
     sharding,
   )
+
+
+def _check(config):
+  """Refuses numbers that no run can have."""
+  for name, least in (
+    ('num_steps', 1),
+    ('seq_len', 1),
+    ('clip_norm', 0),
+    ('eval.batch_size', 1),
+    ('eval.every_steps', 0),
+    ('checkpoint.every_steps', 1),
+    ('log_every_steps', 1),
+  ):
+    value = functools.reduce(getattr, name.split('.'), config)
+    if not value >= least:
+      raise UserError(f'{name}={value} must be at least {least}.')
 
 
 def train(config: ConfigDict, workdir: str) -> str:
@@ -127,62 +148,80 @@ def _loop(config, built, current, first, checkpoints, writer, preemption):
   """Runs the steps; returns the step reached and the status.
 
   The order, which makes a resumed run the same run:
-    1. evaluate and save the state before the step;
-    2. take the batch only after the save;
-    3. dispatch the step;
+    1. evaluate the state before the step;
+    2. save it, after the metrics of the step before are on disk;
+    3. take the batch only after the save, and dispatch the step;
     4. write the metrics of the step before, while the device works.
   Nothing waits for the device but 4 (for a step that is done) and a save.
   """
-  run_eval = evaluate.build(config, built.model, built.data, built.mesh)
   shape = (config.batch_size, config.seq_len + 1)
   rows = mesh.local_rows(built.batch_sharding, shape)
   offset = first if config.branch_data == 'restart' else 0
   traced = step.floats(config)
   begin, end = int(current.step), config.num_steps
-  previous = None
+  write = _Behind(writer, config)
   for n in range(begin, end):
     metrics = {}
     if _due(n, config.eval.every_steps):
-      metrics = run_eval(current.params)
+      metrics = built.evaluate(current.params)
     stop = preemption.reached(n)
     if n == begin or stop or _due(n, config.checkpoint.every_steps):
-      _save(config, checkpoints, current, n, first, writer)
-    if stop:
-      return n, 'preempted'
+      write.flush()
+      _save(config, checkpoints, current, n, first)
+    if stop or write.diverged:
+      return n, 'preempted' if stop else 'diverged'
     tokens = built.data.train.batch(n - offset, rows)
     tokens = mesh.put(built.batch_sharding, tokens, shape)
     current, new = built.train_step(current, tokens, traced)
-    if previous and _write(config, writer, *previous):
-      return n, 'diverged'
-    previous = (n, {**metrics, **new})
-  if previous and _write(config, writer, *previous):
+    write(n, {**metrics, **new})
+  write.flush()
+  if write.diverged:
     return end, 'diverged'
-  _save(config, checkpoints, current, end, first, writer)
-  _write(config, writer, end, run_eval(current.params))
+  _save(config, checkpoints, current, end, first)
+  write(end, built.evaluate(current.params))
+  write.flush()
   return end, 'done'
+
+
+class _Behind:
+  """Writes the metrics of a step when the next step has been dispatched."""
+
+  def __init__(self, writer: log.Writer | None, config: ConfigDict) -> None:
+    self._writer, self._config = writer, config
+    self._waiting: tuple[int, Any] | None = None
+    self.diverged = False
+
+  def __call__(self, n: int, metrics: dict[str, jax.Array]) -> None:
+    before, self._waiting = self._waiting, (n, metrics)
+    if before:
+      self._write(*before)
+
+  def flush(self) -> None:
+    """Writes what waits, and puts all lines on disk."""
+    if self._waiting:
+      self._write(*self._waiting)
+      self._waiting = None
+    if self._writer:
+      self._writer.flush()
+
+  def _write(self, n, metrics):
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    in_a_row = values.pop('train/bad_in_a_row', 0)
+    if 0 < self._config.max_bad_steps <= in_a_row:
+      self.diverged = True
+    due = _due(n, self._config.log_every_steps) or 'eval/loss' in values
+    if self._writer and (due or self.diverged):
+      self._writer.write(n, values)
 
 
 def _due(n: int, every: int) -> bool:
   return every > 0 and n % every == 0
 
 
-def _save(config, checkpoints, current, n, first, writer):
-  if writer:
-    writer.flush()
+def _save(config, checkpoints, current, n, first):
   every = config.checkpoint.every_steps
   start = max(first, (n - 1) // every * every) if n > first else n
   checkpoints.save(current, n, {'step': n, 'mean_start': start})
-
-
-def _write(config, writer, n, metrics):
-  """Writes the metrics of a step; returns whether the run has diverged."""
-  values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-  in_a_row = values.pop('train/bad_in_a_row', 0)
-  diverged = 0 < config.max_bad_steps <= in_a_row
-  shown = _due(n, config.log_every_steps) or 'eval/loss' in values or diverged
-  if writer and shown:
-    writer.write(n, values)
-  return diverged
 
 
 class _Preemption:

@@ -46,7 +46,7 @@ def build_train(config: ConfigDict, model: Model) -> Callable[..., Any]:
     grads, cross_entropy = _gradient(
       config, model, state.params, tokens_BS, traced
     )
-    l2 = optax.global_norm(grads)
+    l2 = optax.tree.norm(grads)
     rate = traced['learning_rate'] * multiplier(
       config, state.step, traced['schedule']
     )
@@ -68,9 +68,9 @@ def build_train(config: ConfigDict, model: Model) -> Callable[..., Any]:
       'train/bad_steps': new.bad_steps,
       'train/bad_in_a_row': in_a_row,
       'grad/l2': l2,
-      'grad/l1': optax.tree_utils.tree_norm(grads, ord=1),
+      'grad/l1': optax.tree.norm(grads, ord=1),
       'optim/lr': rate,
-      'param/l2': optax.global_norm(state.params),
+      'param/l2': optax.tree.norm(state.params),
     }
     return new, metrics
 

@@ -1,0 +1,131 @@
+"""Components from signatures, and the configs that are made of them."""
+
+import importlib
+import json
+import pathlib
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base, resolved, sizes
+from lm import card, loop, spec
+from lm.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = sorted(
+  p
+  for p in ROOT.glob('configs/**/*.py')
+  if p.name not in ('__init__.py', 'sizes.py', 'resolved.py')
+)
+
+
+@pytest.fixture
+def component(tmp_path, monkeypatch):
+  """Writes a component file into `optimizers/` for one test."""
+  written = []
+
+  def write(name, text):
+    path = ROOT / 'optimizers' / f'{name}.py'
+    path.write_text(text)
+    written.append(path)
+    importlib.invalidate_caches()
+
+  yield write
+  for path in written:
+    path.unlink()
+
+
+def test_names_are_the_modules_and_not_the_subpackages():
+  files = {p.stem for p in (ROOT / 'optimizers').glob('*.py')} - {'__init__'}
+  assert set(spec.names('optimizers')) == files
+  assert 'parts' not in spec.names('optimizers')
+
+
+@pytest.mark.parametrize('package', ['optimizers', 'schedules', 'merging'])
+def test_every_file_defines_its_function(package):
+  for name in spec.names(package):
+    function = spec.get(package, name)
+    assert function.__name__ == name
+    assert function.__doc__, f'{package}/{name}.py has no docstring'
+    assert len(spec.spec(package, name)) == 1 + len(spec.knobs(package, name))
+
+
+def test_spec_holds_every_default_and_refuses_others():
+  s = spec.spec('optimizers', 'adamw', b2=0.99)
+  assert (s.name, s.b1, s.b2) == ('adamw', 0.9, 0.99)
+  with pytest.raises(UserError, match=r"no knob 'b3'. Did you mean 'b[12]'"):
+    spec.spec('optimizers', 'adamw', b3=1.0)
+  with pytest.raises(UserError, match=r"b2='x' must be a float"):
+    spec.spec('optimizers', 'adamw', b2='x')
+  with pytest.raises(UserError, match=r"Did you mean 'adamw'\?"):
+    spec.spec('optimizers', 'adamv')
+  with pytest.raises(AttributeError):
+    s.b3 = 1.0
+
+
+def test_build_passes_what_the_component_declares(component):
+  component('zz_one', 'def zz_one(learning_rate, *, x: float = 1):\n'
+            '  """Doc."""\n  return learning_rate, x\n')  # fmt: skip
+  s = spec.spec('optimizers', 'zz_one')
+  assert isinstance(s.x, float)  # an annotation decides, not the literal 1
+  assert spec.build('optimizers', s, 'lr', 'axes', 'peak') == ('lr', 1.0)
+  assert spec.build('optimizers', s, 'lr', floats={'x': 5}) == ('lr', 5)
+  assert spec.floats('optimizers', s) == {'x': 1.0}
+
+
+def test_a_component_with_a_bad_default_is_named(component):
+  component('zz_bad', 'def zz_bad(learning_rate, *, x=None):\n  pass\n')
+  with pytest.raises(UserError, match=r"zz_bad.py: the default of 'x' is None"):
+    spec.spec('optimizers', 'zz_bad')
+  component('zz_worse', 'def other():\n  pass\n')
+  with pytest.raises(UserError, match=r"defines no function 'zz_worse'"):
+    spec.spec('optimizers', 'zz_worse')
+
+
+def test_parse():
+  assert spec.parse('', size='tiny') == {'size': 'tiny'}
+  assert spec.parse('a=1,b=2', a='', b='', c='3') == dict(a='1', b='2', c='3')
+  for bad in ('siz=tiny', 'size', 'size=', '=x'):
+    with pytest.raises(UserError, match='size'):
+      spec.parse(bad, size='tiny')
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_every_config_builds(path):
+  module = importlib.import_module(
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+  )
+  config = module.get_config()
+  assert config.is_locked
+  assert module.__doc__
+  built = loop.build(config)
+  assert jax.tree.leaves(built.abstract.params)
+
+
+@pytest.mark.parametrize('optimizer', spec.names('optimizers'))
+def test_every_choice_of_base_survives_json(optimizer, tmp_path):
+  config = base.get_config(f'optimizer={optimizer},size=debug')
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps(card.as_dict(config)))
+  again = resolved.get_config(str(path))
+  assert card.diff(card.as_dict(config), card.as_dict(again)) == {}
+  jax.tree.map(lambda a, b: type(a) is type(b) or pytest.fail(f'{a} {b}'),
+               config.to_dict(), again.to_dict())  # fmt: skip
+
+
+def test_sizes_are_overrides_of_known_fields():
+  for name in sizes.SIZES:
+    base.get_config(f'size={name}')
+  with pytest.raises(UserError, match=r"Did you mean '124m'"):
+    base.get_config('size=125m')
+
+
+def test_diff_flattens():
+  old = ConfigDict({'a': 1, 'b': {'c': 0.95, 'd': 2}}).to_dict()
+  new = ConfigDict({'a': 1, 'b': {'c': 0.99, 'e': 3}}).to_dict()
+  assert card.diff(old, new) == {
+    'b.c': (0.95, 0.99),
+    'b.d': (2, None),
+    'b.e': (None, 3),
+  }
