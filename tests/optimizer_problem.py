@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from lm import axes as lm_axes
 
@@ -62,3 +63,21 @@ def loss(tree):
   logits = x @ tree['head']
   wanted = jnp.roll(jnp.arange(16), 5)
   return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(16), wanted])
+
+
+def normal(shape, n=6, seed=0):
+  """n arrays of standard normal numbers, float64."""
+  return np.random.default_rng(seed).standard_normal((n, *shape))
+
+
+def run(tx, x, grads):
+  """Returns the parameters after each of the steps, all in float64."""
+  with jax.enable_x64(True):
+    x = jax.tree.map(jnp.asarray, x)
+    state, out = tx.init(x), []
+    update = jax.jit(tx.update)
+    for g in grads:
+      updates, state = update(jax.tree.map(jnp.asarray, g), state, x)
+      x = optax.apply_updates(x, updates)
+      out.append(x)
+    return jax.tree.map(lambda *y: np.stack(y), *out)

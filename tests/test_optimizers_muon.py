@@ -1,0 +1,110 @@
+"""Muon: axes, heads and layers; what it equals and what bounds it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optimizers.muon import muon
+from optimizers.parts import roles
+from tests import optimizer_problem as problem
+
+
+def _paths(tree):
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(p, simple=True, separator='/') for p, _ in flat}
+
+
+def test_muon_equals_optax_where_optax_is_told_the_axes():
+  """Scanned query (L, D, H, K), joint and per head, and output (L, H, K, D)."""
+  numbers = optax.contrib.MuonDimensionNumbers
+  x = {'q': np.ones((2, 6, 2, 4)), 'o': np.ones((2, 2, 4, 6))}
+  axes = {
+    'q': roles.Axes(('',) * 4, 'matrix', (1,), (2, 3), (0,), (2,)),
+    'o': roles.Axes(('',) * 4, 'matrix', (1, 2), (3,), (0,), (1,)),
+  }
+  grads = [
+    {'q': a, 'o': b}
+    for a, b in zip(
+      problem.normal((2, 6, 2, 4)), problem.normal((2, 2, 4, 6)), strict=True
+    )
+  ]
+  results = {}
+  for heads, q in (('joint', (2, 3)), ('split', 3)):
+    theirs = optax.contrib.muon(
+      0.02,
+      weight_decay=0.1,
+      muon_weight_dimension_numbers={
+        'q': numbers(1, q),
+        'o': numbers((1, 2), 3),
+      },
+    )
+    ours = muon(0.02, axes, heads=heads, bias_correction=True)
+    got, want = problem.run(ours, x, grads), problem.run(theirs, x, grads)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-8), got, want
+    )
+    results[heads] = got['q']
+  assert np.abs(results['joint'] - results['split']).max() > 1e-3
+
+
+@pytest.mark.parametrize('scan', [True, False])
+def test_which_leaf_muon_treats_as_a_matrix(scan):
+  """The list in full: the reason why roles are not read from shapes."""
+  blocks = ['blocks'] if scan else ['block_0', 'block_1']
+  want = {'head': 'rest', 'table': 'rest'}
+  for b in blocks:
+    want |= {f'{b}/norm': 'rest', f'{b}/query': 'matrix', f'{b}/out': 'matrix'}
+  params, axes = problem.params(scan), problem.axes(scan)
+  assert roles.treatment(params, axes) == want
+  state = jax.eval_shape(muon(0.1, axes).init, params)
+  owned = lambda kind: {path for path, k in want.items() if k == kind}
+  assert _paths(state.matrices.momentum) == owned('matrix')
+  assert _paths(state.rest.mu) == _paths(state.rest.nu) == owned('rest')
+  shapes = roles.treatment(params)
+  assert shapes['table'] == 'matrix', 'without axes, rank 2 is a matrix'
+
+
+def test_scanned_muon_equals_unrolled():
+  """Layers are a batch of matrices: each has its own norm and update."""
+  scanned, unrolled = problem.params(), problem.params(False)
+  unstack = lambda tree: {
+    **{
+      f'block_{i}': jax.tree.map(lambda x, i=i: x[i], tree['blocks'])
+      for i in range(2)
+    },
+    **{k: v for k, v in tree.items() if k != 'blocks'},
+  }
+  assert jax.tree.structure(unstack(scanned)) == jax.tree.structure(unrolled)
+  g = jax.tree.map(jnp.cos, scanned)
+  a, b = muon(0.02, problem.axes()), muon(0.02, problem.axes(False))
+  got = a.update(g, a.init(scanned), scanned)[0]
+  p = unstack(scanned)
+  want = b.update(unstack(g), b.init(p), p)[0]
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), unstack(got), want
+  )
+
+
+def test_weight_decay_bounds_the_operator_norm_of_muon():
+  """Constant gradient: |W|_op <= max(p) / wd, reached within the band of p.
+
+  With Keller's coefficients singular values end in [0.68, 1.203] / wd.
+  """
+  wd, lr = 0.5, 0.1
+  g = jnp.asarray(problem.normal((4, 4), 1)[0], jnp.float32)
+  tx = muon(lr, weight_decay=wd)
+
+  def body(carry, _):
+    w, state = carry
+    updates, state = tx.update(g, state, w)
+    w = w + updates
+    return (w, state), jnp.linalg.norm(w, 2)
+
+  w = jnp.zeros((4, 4))
+  (w, _), norms = jax.jit(
+    lambda w: jax.lax.scan(body, (w, tx.init(w)), length=300)
+  )(w)
+  assert norms.max() <= 1.203 / wd
+  assert norms[-1] > 0.68 / wd
