@@ -1,0 +1,62 @@
+"""A directory appears whole or not at all, and never replaces another."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import socket
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def directory(out: str | pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a temporary directory beside `out` that becomes `out` at the end.
+
+  An exception removes it. What a killed process left is removed by the next
+  write of the same `out` on the same machine.
+
+  Raises:
+    ValueError: `out` exists.
+  """
+  out = pathlib.Path(out).absolute()
+  _refuse(out)
+  made = [p for p in out.parents if not p.exists()]
+  out.parent.mkdir(parents=True, exist_ok=True)
+  prefix = f'.{out.name}.tmp-{socket.gethostname()}-'
+  _remove_left_behind(out.parent, prefix)
+  temporary = out.parent / f'{prefix}{os.getpid()}'
+  try:
+    temporary.mkdir()
+    yield temporary
+    _refuse(out)
+    temporary.rename(out)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    for parent in made:
+      with contextlib.suppress(OSError):
+        parent.rmdir()
+    raise
+
+
+def _refuse(out):
+  if os.path.lexists(out):
+    raise ValueError(
+      f"'{out}' exists and is never overwritten: choose another name."
+    )
+
+
+def _remove_left_behind(parent, prefix):
+  for path in parent.iterdir():
+    pid = path.name.removeprefix(prefix)
+    if path.name != pid and pid.isdigit() and not _alive(int(pid)):
+      shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid):
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    return True
+  return True

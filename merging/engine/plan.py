@@ -1,0 +1,159 @@
+"""What a merge will read: checked before anything is written."""
+
+import contextlib
+import itertools
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorstore as ts
+
+from merging.engine import items
+
+Path = str | pathlib.Path
+Sources = Sequence[tuple[Path, float]]  # (item directory, coefficient)
+# Called with (item or None for the result, leaf, slices, array) per block.
+Observer = Callable[[pathlib.Path | None, str, tuple[slice, ...], Any], None]
+
+
+class Options(NamedTuple):
+  """How to add: see `stream.merge`."""
+
+  accumulate: str = 'float32'
+  dtype: str | None = None
+  max_bytes: int = 256 << 20
+  observe: Observer | None = None
+
+
+class Plan(NamedTuple):
+  """Checked sources, oldest first."""
+
+  paths: list[pathlib.Path]
+  coefficients: list[float]
+  metas: list[dict[str, Any]]
+  options: Options
+  limits: ts.Context
+
+
+class Leaf(NamedTuple):
+  """One array in all sources, and how to write their sum."""
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: str  # of the result
+  sum_dtype: np.dtype
+  chunk: tuple[int, ...]
+  arrays: list[ts.TensorStore]
+
+
+def plan(sources: Sources, options: Options) -> Plan:
+  """Sorts and checks the sources by their metadata alone.
+
+  Raises:
+    ValueError: see `stream.merge`.
+  """
+  _check_options(options)
+  if not sources:
+    raise ValueError('there is nothing to merge: no sources.')
+  pairs = [(pathlib.Path(os.path.realpath(p)), float(c)) for p, c in sources]
+  paths, coefficients = map(list, zip(*sorted(pairs, key=_age), strict=True))
+  for a, b in itertools.pairwise(paths):
+    if a == b:
+      raise ValueError(f"'{a}' is listed twice.")
+  total = math.fsum(coefficients)
+  if not abs(total - 1) <= 1e-9:
+    raise ValueError(f'the coefficients sum to {total!r}, not to 1.')
+  metas = [items.metadata(p) for p in paths]
+  _check_leaves(paths, metas)
+  return Plan(paths, coefficients, metas, options, items.context())
+
+
+def leaves(plan: Plan) -> Iterator[Leaf]:
+  """Opens the leaves one after another in all sources.
+
+  Raises:
+    ValueError: shapes or dtypes that differ or cannot be averaged.
+  """
+  for name in items.leaves(plan.metas[0]):
+    yield _open(plan, name)
+
+
+@contextlib.contextmanager
+def named(path: pathlib.Path, name: str, done: str = 'read') -> Iterator[None]:
+  """Turns an error of TensorStore into a sentence that names the leaf."""
+  try:
+    yield
+  except (ValueError, OSError) as e:
+    reason = str(e).split(' [', 1)[0]
+    raise ValueError(
+      f"leaf '{name}' of '{path}' cannot be {done}: {reason}"
+    ) from e
+
+
+def _check_options(options):
+  legal = {
+    'accumulate': ('float32', 'float64'),
+    'dtype': (None, *items.FLOATS),
+  }
+  for key, values in legal.items():
+    value = getattr(options, key)
+    if value not in values:
+      text = ', '.join(map(str, values))
+      raise ValueError(f'{key}={value!r} is unknown; legal: {text}.')
+  if options.max_bytes < 1:
+    raise ValueError(f'max_bytes={options.max_bytes} must be positive.')
+
+
+def _age(pair):
+  """Sorts <step>/<item> by step, then by name: one order for any listing."""
+  step = pair[0].parent.name
+  return (int(step) if step.isdecimal() else -1, str(pair[0]))
+
+
+def _check_leaves(paths, metas):
+  first = items.leaves(metas[0])
+  for path, meta in zip(paths, metas, strict=True):
+    different = {*items.leaves(meta)} ^ {*first}
+    if different:
+      name = sorted(different)[0]
+      raise ValueError(
+        f"leaf '{name}' is not in both '{paths[0]}' and '{path}'."
+      )
+
+
+def _open(plan, name):
+  arrays = []
+  for path, meta in zip(plan.paths, plan.metas, strict=True):
+    with named(path, name):
+      arrays.append(items.open_leaf(path, meta, name, plan.limits))
+    a, b = arrays[0], arrays[-1]
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+      raise ValueError(
+        f"leaf '{name}' is {a.dtype.name}{a.shape} in '{plan.paths[0]}' but "
+        f"{b.dtype.name}{b.shape} in '{path}'."
+      )
+  kind = arrays[0].dtype
+  if kind.name not in items.FLOATS:
+    raise ValueError(
+      f"leaf '{name}' of '{plan.paths[0]}' is {kind.name}; only "
+      f'{", ".join(items.FLOATS)} can be averaged.'
+    )
+  return Leaf(
+    name,
+    arrays[0].shape,
+    plan.options.dtype or kind.name,
+    np.promote_types(plan.options.accumulate, kind.numpy_dtype),
+    # With the largest chunk as the block none is decoded more than once.
+    max((_chunk(a) for a in arrays), key=math.prod),
+    arrays,
+  )
+
+
+def _chunk(array):
+  chunk = array.chunk_layout.read_chunk.shape or ()
+  return tuple(
+    max(min(c, n), 1) for c, n in zip(chunk, array.shape, strict=True)
+  )
