@@ -1,0 +1,63 @@
+# Everything is installed into .venv by the first command that needs it; later
+# runs do nothing and need no network. Paths are relative: spaces do no harm.
+
+# The first of these that works and is at least 3.11 makes .venv.
+PYTHON := python3.13 python3.12 python3.11 python3
+ARGS :=
+VENV := .venv/bin/python
+WORKS := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
+
+help:
+	@echo 'make demo             train, emulate decays, compare: 5 minutes on a CPU'
+	@echo 'make test [ARGS=...]  the tests; ARGS goes to pytest'
+	@echo 'make lint             ruff: style and format'
+	@echo 'make clean            remove .venv and caches, keep runs/'
+	@echo 'make ... PYTHON=/path/to/python3   of another Python >= 3.11'
+
+# Shows a command as one types it, then runs it.
+define run
+	@echo; echo '$$ python -m $(1)'
+	@$(VENV) -m $(1)
+endef
+
+demo: .venv/installed
+	$(call run,launch.train --workdir=runs/quickstart)
+	$(call run,launch.train --config=configs/quickstart_cooldown.py --workdir=runs/quickstart-cooldown)
+	$(call run,launch.emulate --run=runs/quickstart --against=runs/quickstart-cooldown)
+	@echo; echo 'Before commands of your own: source .venv/bin/activate'
+
+test: .venv/installed-test
+	@$(VENV) -m pytest $(ARGS)
+
+lint: .venv/installed-test
+	@$(VENV) -m ruff check
+	@$(VENV) -m ruff format --check
+
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +
+
+$(VENV):
+	@for python in $(PYTHON); do \
+	  if "$$python" -c '$(WORKS)' 2>/dev/null; then \
+	    echo "Creating .venv with $$("$$python" --version)."; \
+	    exec "$$python" -m venv .venv; \
+	  fi; \
+	done; \
+	echo 'error: no Python >= 3.11 with the venv module found (tried: $(PYTHON)); install one or give its path: make PYTHON=...' >&2; \
+	exit 2
+
+# Order-only: the date of .venv/bin/python is that of the system's Python.
+.venv/installed: requirements.txt | $(VENV)
+	$(call install,requirements.txt)
+
+.venv/installed-test: requirements-test.txt requirements.txt | $(VENV)
+	$(call install,requirements-test.txt)
+
+define install
+	@echo 'Installing $(1) into .venv, once; this takes about a minute.'
+	@$(VENV) -m pip install --quiet --disable-pip-version-check -r $(1)
+	@touch $@
+endef
+
+.PHONY: help demo test lint clean
