@@ -4,12 +4,13 @@ Exit codes: 0 done, 1 diverged, 2 a mistake of the user, 143 preempted.
 Imports of this file are light, so that --help answers at once.
 """
 
+import contextlib
 import importlib.util
 import os
 import pathlib
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags
@@ -146,3 +147,22 @@ def _help(module: Any, default_config: str) -> str:
 
     text += [f'Sizes:      {", ".join(sizes.SIZES)}']
   return '\n'.join(text)
+
+
+def integers(flag: str, texts: list[str]) -> list[int]:
+  """Parses a list flag of steps."""
+  for text in texts:
+    if not text.strip().isdigit():
+      raise UserError(f"--{flag}: '{text}' is not a number of steps.")
+  return [int(text) for text in texts]
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+  """Inside, a ValueError of `merging` or `schedules` is a user's mistake."""
+  try:
+    yield
+  except ValueError as e:
+    if type(e) is not ValueError:
+      raise
+    raise UserError(str(e)) from e

@@ -7,6 +7,7 @@ so that parameters alone load anywhere. `meta` is JSON: the fingerprints, and
 the step after which `mean` starts.
 """
 
+import logging
 import pathlib
 import shutil
 from typing import Any, NamedTuple
@@ -22,6 +23,10 @@ from lm.state import TrainState
 # Small chunks let a merge stream one checkpoint after the other through little
 # memory; Orbax's default is one chunk per shard.
 CHUNK_BYTES = 16 << 20
+# Orbax warns whenever one item is read without its whole checkpoint.
+logging.getLogger('absl').addFilter(
+  lambda record: 'Metadata file does not exist' not in record.getMessage()
+)
 _ITEMS = ('params', 'train', 'mean')
 
 

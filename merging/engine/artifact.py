@@ -12,7 +12,7 @@ import os
 import pathlib
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from merging.engine import atomic, coefficients, stream
@@ -77,9 +77,18 @@ def write(
   *,
   sources: Sources,
   provenance: Mapping[str, Any],
+  before_commit: Callable[[], None] | None = None,
   **options: Any,
 ) -> pathlib.Path:
   """Writes <run_dir>/merged/<name>/{params,merge.json} and returns its path.
+
+  Args:
+    run_dir: the run.
+    name: of the merge.
+    sources, **options: as for `stream.merge`.
+    provenance: the content of merge.json.
+    before_commit: called when all is read and written; what it raises leaves
+      no result.
 
   Raises:
     ValueError: a name that is not a plain file name; as `stream.merge`.
@@ -94,6 +103,8 @@ def write(
     (temporary / 'params').mkdir()
     stream.write_item(sources, temporary / 'params', **options)
     (temporary / 'merge.json').write_text(text)
+    if before_commit:
+      before_commit()
   return out
 
 

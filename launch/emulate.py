@@ -1,0 +1,103 @@
+r"""Emulates decays of the learning rate from one constant-rate run.
+
+  python -m launch.emulate --run=runs/a
+  python -m launch.emulate --run=runs/a --against=runs/a-cooldown
+  python -m launch.emulate --run=runs/a --ends=600,1000 --windows=100,200
+
+What would the loss be, had the run been decayed over WINDOW steps until END?
+Nothing is trained: checkpoints and the means between them are averaged. With
+--against, real cooldowns that branched from this run stand beside it. Writes
+RUN/plots/emulate.png and emulate.json.
+"""
+
+import json
+
+from absl import flags
+
+from launch import cli
+from lm.errors import UserError
+
+_RUN = flags.DEFINE_string('run', '', 'the run directory')
+_AGAINST = flags.DEFINE_list('against', [], 'real cooldowns: branches of it')
+_SHAPES = flags.DEFINE_list(
+  'shapes', ['linear', 'cosine', '1-sqrt'], 'of the decay'
+)
+_FLOOR = flags.DEFINE_float('floor', 0.0, 'end of the decay / peak')
+_ENDS = flags.DEFINE_list('ends', [], 'end steps; default: four to the newest')
+_WINDOWS = flags.DEFINE_list(
+  'windows', [], 'lengths in steps; default: 10, 20 and 40 % of the end step'
+)
+
+
+def main() -> None:
+  if not _RUN.value:
+    raise UserError('--run is missing; for example --run=runs/a.')
+  from launch import emulation, pictures, show
+  from lm.run import Run
+
+  run = Run(_RUN.value)
+  with cli.user_errors():
+    real = [emulation.cooldown(run, Run(path)) for path in _AGAINST.value]
+    grid = emulation.grid(
+      run,
+      cli.integers('ends', _ENDS.value),
+      cli.integers('windows', _WINDOWS.value),
+    )
+    focus = [(r.end, r.window) for r in real] or grid[-2:-1] or grid
+    jobs = emulation.jobs(run, grid, focus, _SHAPES.value, _FLOOR.value)
+  results = emulation.measure(run, jobs)
+  last = {end: run.losses(run.params(end)) for end in {j.end for j in jobs}}
+  for end, window in dict.fromkeys(focus):
+    _print_focus(run, end, window, results, last[end], real)
+  _print_surface(grid, results, last)
+  out = run.path / 'plots' / 'emulate.png'
+  show.save(pictures.emulation(run, real, grid, focus, results), out)
+  numbers = emulation.as_json(results, last, real)
+  out.with_suffix('.json').write_text(json.dumps(numbers, indent=2) + '\n')
+  print(f'wrote {out} and {out.with_suffix(".json")}')
+  print(
+    f'Next: python -m launch.merge --run={run.path} --end={focus[0][0]} '
+    f'--window={focus[0][1]} --means'
+  )
+
+
+def _print_focus(run, end, window, results, last, real) -> None:
+  """One window in depth: raw checkpoints, interval means, real cooldowns."""
+  from launch import show
+
+  rows = [[f'last checkpoint, step {end}', *show.loss(run, last), '', '']]
+  names = {'raw': 'raw checkpoints', 'means': 'interval means'}
+  found = [
+    (f'emulated {job.shape}, {names[job.source]}', losses)
+    for job, losses in results.items()
+    if (job.end, job.window) == (end, window)
+  ]
+  found += [
+    (f'real cooldown, {r.run.path}', r.losses)
+    for r in real
+    if (r.end, r.window) == (end, window)
+  ]
+  for name, losses in found:
+    rows.append([name, *show.loss(run, losses), *show.gain(last, losses)])
+  print(f'\nDecay over the {window} steps before step {end}:')
+  header = ['', 'loss (nats)', '+-', 'bits per byte', 'gain', '+-']
+  show.table(header, rows)
+  print('gain: loss of the last checkpoint minus this loss, paired by batch.')
+
+
+def _print_surface(grid, results, last) -> None:
+  from launch import show
+
+  shapes = list(dict.fromkeys(job.shape for job in results))
+  rows = []
+  for end, window in grid:
+    best = {job.shape: job for job in results
+            if (job.end, job.window) == (end, window)}  # fmt: skip
+    cells = [f'{results[best[s]].mean():.4f}' for s in shapes]
+    rows.append([end, window, f'{last[end].mean():.4f}', *cells])
+  print('\nLoss (nats) had the run been decayed over WINDOW until END:')
+  show.table(['end', 'window', 'no decay', *shapes], rows)
+
+
+if __name__ == '__main__':
+  cli.run(main)

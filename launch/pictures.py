@@ -1,0 +1,74 @@
+"""Figures of commands (not a command)."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import figure
+
+mpl.use('Agg')
+
+
+def emulation(run, real, grid, focus, results: Mapping) -> figure.Figure:
+  """Draws the curves with the emulated ends, and a heat map per shape."""
+  shapes = list(dict.fromkeys(job.shape for job in results))
+  fig = figure.Figure(figsize=(5 + 3.4 * len(shapes), 4), layout='constrained')
+  axes = fig.subplots(
+    1, 1 + len(shapes), width_ratios=[1.5, *[1] * len(shapes)]
+  )
+  _curves(axes[0], run, real, focus, results)
+  best = {(j.end, j.window, j.shape): x.mean() for j, x in results.items()}
+  values = [best[e, w, s] for e, w in grid for s in shapes]
+  for ax, shape in zip(axes[1:], shapes, strict=True):
+    cells = {(e, w): best[e, w, shape] for e, w in grid}
+    _heat(ax, shape, cells, min(values), max(values))
+  return fig
+
+
+def _curves(ax, run, real, focus, results) -> None:
+  step, loss = run.metrics['eval/loss']
+  ax.plot(step, loss, '.-', color='0.4', label='constant rate')
+  for r in real:
+    step, loss = r.run.metrics['eval/loss']
+    ax.plot(step, loss, '.-', label=f'real cooldown, {r.run.path.name}')
+  markers = {'raw': 'x', 'means': 'o'}
+  shapes = list(dict.fromkeys(job.shape for job in results))
+  for job, losses in results.items():
+    if (job.end, job.window) in focus:
+      ax.plot(
+        job.end,
+        losses.mean(),
+        markers[job.source],
+        color=f'C{1 + shapes.index(job.shape)}',
+        fillstyle='none',
+        label=f'emulated {job.shape}, {job.source}',
+      )
+  start = max(1, len(run.metrics['eval/loss'].value) // 4)
+  shown = run.metrics['eval/loss'].value[start:]
+  low = min(losses.mean() for losses in [*results.values(), shown])
+  pad = 0.15 * (shown.max() - low)
+  ax.set(xlabel='step', ylabel='validation loss (nats)',
+         ylim=(low - pad, shown.max() + pad))  # fmt: skip
+  ax.legend(fontsize=7)
+
+
+def _heat(ax, shape: str, cells: Mapping, low: float, high: float) -> None:
+  """Cells (end, window) -> loss; rows are windows as a share of the end."""
+  ends: Sequence[int] = sorted({e for e, _ in cells})
+  rank = max(sum(e == end for e, _ in cells) for end in ends)
+  table = np.full((rank, len(ends)), np.nan)
+  for column, end in enumerate(ends):
+    windows = sorted(w for e, w in cells if e == end)
+    for row, window in enumerate(windows):
+      loss = cells[end, window]
+      table[row, column] = loss
+      dark = loss < (low + high) / 2
+      ax.text(
+        column, row, f'{loss:.3f}\n{window} steps', ha='center', va='center',
+        fontsize=7, color='white' if dark else 'black',
+      )  # fmt: skip
+  ax.imshow(table, cmap='viridis', vmin=low, vmax=high, aspect='auto',
+            origin='lower')  # fmt: skip
+  ax.set(title=f'{shape} decay', xlabel='end step', yticks=[],
+         xticks=range(len(ends)), xticklabels=ends)  # fmt: skip
+  ax.set_ylabel('longer window →')

@@ -1,0 +1,44 @@
+"""How commands print tables and draw pictures (not a command)."""
+
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich import console
+from rich import table as rich_table
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+  """Prints a table; all columns but the first are right-aligned."""
+  grid = rich_table.Table()
+  for i, name in enumerate(header):
+    grid.add_column(name, justify='left' if i == 0 else 'right')
+  for row in rows:
+    grid.add_row(*(str(x) for x in row))
+  out = console.Console()
+  # Wide enough for a file or a pipe, where there is no terminal to fit.
+  console.Console(width=None if out.is_terminal else 120).print(grid)
+
+
+def loss(run: Any, losses: np.ndarray) -> tuple[str, str, str]:
+  """Formats mean loss in nats, its standard error, and bits per byte."""
+  mean = losses.mean()
+  error = losses.std(ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else 0
+  each = run.data.bytes_per_token
+  bits = f'{mean / math.log(2) / each:.4f}' if each else '-'
+  return f'{mean:.4f}', f'{error:.4f}', bits
+
+
+def gain(last: np.ndarray, losses: np.ndarray) -> tuple[str, str]:
+  """Formats the mean paired difference last - losses and its standard error."""
+  d = last - losses
+  error = d.std(ddof=1) / math.sqrt(len(d)) if len(d) > 1 else 0
+  return f'{d.mean():.4f}', f'{error:.4f}'
+
+
+def save(figure: Any, path: pathlib.Path) -> None:
+  """Writes a figure as PNG."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path, dpi=120, bbox_inches='tight')

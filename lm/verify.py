@@ -1,0 +1,76 @@
+"""Verifies checkpoints that are read block by block, as a merge does."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from lm import checkpoint
+
+
+class Verifier:
+  """Adds up fingerprints of blocks; `check` compares them at the end.
+
+  An instance is called with (item directory, leaf, slices, array) per block.
+  The fingerprint is a sum over elements, so blocks may come in any order.
+  """
+
+  def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+    self._shapes = shapes
+    self._sums: dict[tuple[pathlib.Path, str], int] = {}
+
+  def __call__(
+    self,
+    item: pathlib.Path | None,
+    leaf: str,
+    index: tuple[slice, ...],
+    block: np.ndarray,
+  ) -> None:
+    if item is None:  # the result
+      return
+    mark = block_fingerprint(block, index, self._shapes[leaf])
+    old = self._sums.get((item, leaf), 0)
+    self._sums[item, leaf] = (old + mark) & 0xFFFFFFFF
+
+  def check(self) -> None:
+    """Raises: Damaged: what was read is not what was saved."""
+    for (item, leaf), mark in self._sums.items():
+      run, step = item.parents[2], int(item.parent.name)
+      marks = checkpoint.read_meta(run, step)['fingerprints'][item.name]
+      if marks[_keystr(leaf)] != mark:
+        raise checkpoint.Damaged(
+          f'Checkpoint {run}@{step} is damaged: {item.name} {leaf} is not what '
+          'was saved.'
+        )
+
+
+def block_fingerprint(
+  block: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]
+) -> int:
+  """Returns a block's share of `checkpoint.fingerprint` of the whole leaf."""
+  unsigned = {1: np.uint8, 2: np.uint16, 4: np.uint32}[block.dtype.itemsize]
+  bits = np.ascontiguousarray(block).view(unsigned).astype(np.uint32)
+  place = np.zeros(block.shape, np.uint32)
+  stride = 1
+  for axis in reversed(range(block.ndim)):
+    along = np.arange(index[axis].start, index[axis].stop, dtype=np.uint64)
+    along = (along * np.uint64(stride & 0xFFFFFFFF)).astype(np.uint32)
+    place += along.reshape([-1 if a == axis else 1 for a in range(block.ndim)])
+    stride *= shape[axis]
+  mixed = (bits ^ (bits >> np.uint32(15))) * np.uint32(2246822519)
+  weight = (place * np.uint32(2654435761)) | np.uint32(1)
+  return int(np.sum(mixed * weight, dtype=np.uint32))
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Returns {'block_0.attn.q': shape} of a tree of arrays or shapes."""
+  flat = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): x.shape
+    for path, x in flat
+  }
+
+
+def _keystr(leaf: str) -> str:
+  return ''.join(f"['{key}']" for key in leaf.split('.'))
