@@ -91,8 +91,11 @@ def descend(
     return g + weight_decay * x if decays and decay == 'coupled' else g
 
   def after(u, x, decays):
-    if decays and decay not in ('coupled', 'none'):
-      u = u + rate * _shrunk(decay, u, x)
+    if decays and decay == 'cautious':
+      u, aligned = _aligned(u, x)
+      u = u + rate * jnp.where(aligned, x, 0)
+    elif decays and decay not in ('coupled', 'none'):
+      u = u + rate * x
     return -learning_rate * u
 
   def init(params):
@@ -132,11 +135,15 @@ def _rate(decay, weight_decay, learning_rate, peak):
   return weight_decay
 
 
-def _shrunk(decay, u, x):
-  if decay != 'cautious':
-    return x
-  # Signs, not the product, which underflows to -0 and would count as aligned.
-  return jnp.where(jnp.sign(u) * jnp.sign(x) >= 0, x, 0)
+def _aligned(u, x):
+  """Returns u and where u and x have the same sign, or one of them is 0.
+
+  By signs: the product underflows to -0, which would count as aligned. And u
+  times a 1 that XLA cannot see through, because XLA writes a division of two
+  uses to memory, but not a multiplication: 1.8 times the time with AdamW.
+  """
+  u = u * jax.lax.optimization_barrier(jnp.ones((), u.dtype))
+  return u, jnp.sign(u) * jnp.sign(x) >= 0
 
 
 def _wide(tree):
