@@ -42,8 +42,7 @@ def inverse_sqrt(
   start = num_steps - num_decay
 
   def multiplier(step):
-    after = jnp.maximum(jnp.asarray(step, jnp.int32) - num_warmup, 0)
-    root = jnp.sqrt(phases.ratio(tau, after + tau))
+    root = jnp.sqrt(phases.hyperbola(step, num_warmup, tau))
     cooled = root * curve(phases.elapsed(step, start, num_decay))
     return jnp.minimum(phases.warm_up(step, num_warmup), cooled)
 

@@ -167,6 +167,7 @@ def test_wsd_is_its_definition_and_monotone(
   values = np.asarray(wsd(num_steps, **knobs)(np.arange(num_steps + 2)))
   want = [_reference(s, num_steps, **knobs) for s in range(num_steps + 2)]
   np.testing.assert_allclose(values, want, atol=3e-7)
+  assert values.min() >= 0 and values.max() <= 1
   peak = int(values.argmax())
   assert (np.diff(values[: peak + 1]) >= 0).all()
   assert (np.diff(values[peak:]) <= 1e-7).all()

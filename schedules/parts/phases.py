@@ -95,8 +95,31 @@ def warm_up(step: Any, num_warmup: Any) -> jax.Array:
   return jnp.where(step < num_warmup, done, 1.0)
 
 
+def hyperbola(step: Any, start: Any, timescale: Any) -> jax.Array:
+  """Returns timescale / (timescale + step - start), 1 before `start`."""
+  after = jnp.maximum(jnp.asarray(step, jnp.int32) - start, 0)
+  # Past the largest int32 the sum would be negative.
+  total = jnp.minimum(after, 2**31 - 1 - timescale) + timescale
+  return ratio(timescale, total)
+
+
+def blend(low: Any, high: Any, x: jax.Array) -> jax.Array:
+  """Returns low + (high - low) * x for x in [0, 1]."""
+  low = jnp.float32(low)
+  span = jnp.float32(high) - low
+  part = jnp.clip(span * x, jnp.minimum(span, 0.0), jnp.maximum(span, 0.0))
+  return low + part
+
+
 def floored(shape_value: jax.Array, final: Any) -> jax.Array:
   """Returns final + (1 - final) * shape_value: a decay to a floor."""
-  final = jnp.float32(final)
-  span = 1.0 - final
-  return final + jnp.minimum(span * shape_value, span)
+  return blend(final, 1.0, shape_value)
+
+
+def power(x: jax.Array, exponent: Any) -> jax.Array:
+  """Returns x^exponent for x in [0, 1] and an exponent > 0.
+
+  By log and exp: XLA rewrites a power with a constant exponent.
+  """
+  root = jnp.exp(jnp.float32(exponent) * jnp.log(jnp.maximum(x, 1e-38)))
+  return jnp.where(x > 0, root, 0.0)
