@@ -1,0 +1,154 @@
+"""The convex functions K of Lion-K, their gradients and convex conjugates.
+
+Lion-K with decay wd minimises f(x) + K*(wd x) / wd: the kernel is chosen by
+what K* makes of the parameters (2310.05898, table 2).
+
+  kernel          K(m)                          K*(wd x) / wd asks for
+  'l1'            sum |m|           (Lion)      max |x| <= 1 / wd
+  'l2', 'group'   norm(m)                       norm(x) <= 1 / wd
+  'l3'            3-norm                        3/2-norm of x <= 1 / wd
+  'linf'          max |m|                       sum |x| <= 1 / wd
+  'quadratic'     sum m^2 / 2       (momentum)  wd/2 sum x^2
+  'soft'          sum max(|m| - e, 0)           e sum |x|, in the box of 'l1'
+  'topk'          sum of the k largest |m|      sum |x| <= k / wd, in the box
+  'huber'         m^2 / 2e, |m| - e/2 beyond e  e wd/2 sum x^2, in the box
+  'relativistic'  sum sqrt(m^2 + e^2)           -e/wd sum sqrt(1 - (wd x)^2)
+  'logcosh'       e sum log cosh(m / e)         an entropy, in the box
+
+'group' is 'l2' for the inputs of each output neuron; all others act on a whole
+parameter, each layer of a stack by itself. For 'topk' k is e times the size.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import xlogy
+
+Dims = tuple[int, ...]
+Array = jax.Array
+_SLACK = 1 + 1e-6  # of the boundary of a domain, for round-off
+
+
+class Kernel(NamedTuple):
+  """Functions of (array, e, dims): `dims` are reduced and kept with size 1."""
+
+  value: Callable[[Array, Array | float, Dims], Array]
+  gradient: Callable[[Array, Array | float, Dims], Array]
+  conjugate: Callable[[Array, Array | float, Dims], Array]
+
+
+def _sum(x, dims):
+  return jnp.sum(x, axis=dims, keepdims=True)
+
+
+def _max(x, dims):
+  return jnp.max(jnp.abs(x), axis=dims, keepdims=True)
+
+
+def _norm(x, dims, p=2):
+  return _sum(jnp.abs(x) ** p, dims) ** (1 / p)
+
+
+def _inside(condition, value):
+  """`value` where the condition holds, infinity elsewhere."""
+  return jnp.where(condition, value, jnp.inf)
+
+
+def _box(y, value, dims):
+  return _inside(_max(y, dims) <= _SLACK, value)
+
+
+def _over(x, norm):
+  return jnp.where(norm > 0, x / jnp.where(norm > 0, norm, 1), 0)
+
+
+def _largest(x, e, dims):
+  """Returns |x|, how many are chosen and the smallest that is chosen."""
+  size = jnp.abs(x)
+  last = tuple(range(-len(dims), 0))
+  flat = jnp.moveaxis(size, dims, last)
+  flat = flat.reshape(*flat.shape[: x.ndim - len(dims)], -1)
+  n = flat.shape[-1]
+  k = jnp.clip(jnp.round(e * n).astype(jnp.int32), 1, n)
+  least = jnp.take(jnp.sort(flat, axis=-1), n - k, axis=-1)
+  return size, k, jnp.expand_dims(least, dims)
+
+
+def _topk_value(x, e, dims):
+  size, k, least = _largest(x, e, dims)
+  above = jnp.maximum(size - least, 0)
+  return _sum(above, dims) + k * least
+
+
+def _topk_gradient(x, e, dims):
+  size, _, least = _largest(x, e, dims)
+  return jnp.where(size >= least, jnp.sign(x), 0)
+
+
+def _topk_conjugate(y, e, dims):
+  _, k, _ = _largest(y, e, dims)
+  total = _sum(jnp.abs(y), dims)
+  return _box(y, _inside(total <= k * _SLACK, 0.0), dims)
+
+
+def _lp(p):
+  q = p / (p - 1)
+  return Kernel(
+    lambda x, e, d: _norm(x, d, p),
+    lambda x, e, d: jnp.sign(x) * _over(jnp.abs(x), _norm(x, d, p)) ** (p - 1),
+    lambda y, e, d: _inside(_norm(y, d, q) <= _SLACK, 0.0),
+  )
+
+
+def _entropy(y):
+  half = (1 + y) / 2
+  return xlogy(half, half) + xlogy(1 - half, 1 - half) + jnp.log(2.0)
+
+
+KERNELS = {
+  'l1': Kernel(
+    lambda x, e, d: _sum(jnp.abs(x), d),
+    lambda x, e, d: jnp.sign(x),
+    lambda y, e, d: _box(y, 0.0, d),
+  ),
+  'l2': _lp(2),
+  'group': _lp(2),
+  'l3': _lp(3),
+  'linf': Kernel(
+    lambda x, e, d: _max(x, d),
+    lambda x, e, d: jnp.where(jnp.abs(x) == _max(x, d), jnp.sign(x), 0),
+    lambda y, e, d: _inside(_sum(jnp.abs(y), d) <= _SLACK, 0.0),
+  ),
+  'quadratic': Kernel(
+    lambda x, e, d: _sum(x**2, d) / 2,
+    lambda x, e, d: x,
+    lambda y, e, d: _sum(y**2, d) / 2,
+  ),
+  'soft': Kernel(
+    lambda x, e, d: _sum(jnp.maximum(jnp.abs(x) - e, 0), d),
+    lambda x, e, d: jnp.where(jnp.abs(x) > e, jnp.sign(x), 0),
+    lambda y, e, d: _box(y, e * _sum(jnp.abs(y), d), d),
+  ),
+  'topk': Kernel(_topk_value, _topk_gradient, _topk_conjugate),
+  'huber': Kernel(
+    lambda x, e, d: _sum(
+      jnp.where(jnp.abs(x) <= e, x**2 / (2 * e), jnp.abs(x) - e / 2), d
+    ),
+    lambda x, e, d: jnp.clip(x / e, -1, 1),
+    lambda y, e, d: _box(y, e / 2 * _sum(y**2, d), d),
+  ),
+  'relativistic': Kernel(
+    lambda x, e, d: _sum(jnp.sqrt(x**2 + e**2), d),
+    lambda x, e, d: x / jnp.sqrt(x**2 + e**2),
+    lambda y, e, d: _box(
+      y, -e * _sum(jnp.sqrt(jnp.maximum(1 - y**2, 0)), d), d
+    ),
+  ),
+  'logcosh': Kernel(
+    lambda x, e, d: e * _sum(jnp.logaddexp(x / e, -x / e) - jnp.log(2.0), d),
+    lambda x, e, d: jnp.tanh(x / e),
+    lambda y, e, d: _box(y, e * _sum(_entropy(jnp.clip(y, -1, 1)), d), d),
+  ),
+}
