@@ -21,7 +21,7 @@ def _values(multiplier, steps):
 
 
 def test_wsd_s_values_of_another_trainer():
-  # Levanter's test: cycles end at 300, 700, 1000; each decays over 10 % to 10 %.
+  # Levanter's test: cycles end at 300, 700, 1000 and decay over 10 % to 10 %.
   multiplier = wsd_s(
     1000, warmup=0.0, decay=0.1, final=0.1, cycle_end_steps=(300, 700)
   )
