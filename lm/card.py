@@ -1,6 +1,7 @@
 """The run card: config.json and meta.json, and what may change at a resume."""
 
 import fcntl
+import hashlib
 import json
 import pathlib
 import platform
@@ -39,13 +40,17 @@ _PACKAGES = (
 )
 
 
+LOCK = '.lock'  # in the run directory
+
+
 def _lock(run: pathlib.Path) -> Any:
   """Takes the run directory for this process; released when it ends.
 
   Raises:
     UserError: another process trains in it.
   """
-  handle = (run / '.lock').open('w')
+  run.mkdir(parents=True, exist_ok=True)
+  handle = (run / LOCK).open('w')
   try:
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as e:
@@ -78,6 +83,12 @@ def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 def as_dict(config: ConfigDict) -> dict[str, Any]:
   """Returns the config as JSON would give it back (tuples are lists)."""
   return json.loads(json.dumps(config.to_dict()))
+
+
+def config_hash(config: ConfigDict) -> str:
+  """Returns 16 hex digits that are equal for equal configs."""
+  text = json.dumps(as_dict(config), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:

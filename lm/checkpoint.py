@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from lm import processes
 from lm.errors import UserError
 from lm.state import TrainState
 
@@ -184,6 +186,7 @@ class Checkpoints:
       UserError: there are checkpoints, but all of them are damaged.
     """
     saved = steps(self.run)
+    processes.check_alike('The newest checkpoint', str(saved[-1:]))
     for step in reversed(saved):
       try:
         return restore(self.run, step, abstract)
@@ -200,8 +203,7 @@ class Checkpoints:
       place.parent.mkdir(exist_ok=True)
       shutil.rmtree(place, ignore_errors=True)
       (self.run / 'checkpoints' / str(step)).rename(place)
-    if jax.process_count() > 1:
-      jax.experimental.multihost_utils.sync_global_devices(f'damaged {step}')
+    processes.gather('moved')
     self._manager.reload()
     return place
 
@@ -238,12 +240,17 @@ def restore_item(
 ) -> Any:
   """Restores 'params', 'train' or 'mean' of a checkpoint and verifies it."""
   path = item(run, step, name)
-  try:
-    tree = restore_tree(path, abstract)
-    want = read_meta(run, step)['fingerprints'][name]
-  except (ValueError, OSError, KeyError) as e:
-    line = str(e).splitlines()[0] if str(e) else type(e).__name__
-    raise Damaged(f'Checkpoint {run}@{step} is unreadable: {line}') from e
+
+  def read():
+    try:
+      want = read_meta(run, step)['fingerprints'][name]
+      return restore_tree(path, abstract), want
+    except Exception as e:  # Orbax raises this very class for a broken chunk
+      line = str(e).splitlines()[0] if str(e) else type(e).__name__
+      raise Damaged(f'Checkpoint {run}@{step} is unreadable: {line}') from e
+
+  # Each process reads its shards: what one of them cannot read, none uses.
+  tree, want = processes.together(read, Damaged)
   wrong = [k for k, v in _by_path(fingerprint(tree)).items() if want[k] != v]
   if wrong:
     raise Damaged(
@@ -259,16 +266,15 @@ def restore_tree(path: pathlib.Path, abstract: Any) -> Any:
     item=abstract,
     restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
   )
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as c:
-    return c.restore(path.absolute(), args=args)
+  # Not through a Checkpointer, which waits for the other processes.
+  handler = ocp.PyTreeCheckpointHandler()
+  return handler.restore(epath.Path(path.absolute()), args=args)
 
 
 def read_meta(run: str | pathlib.Path, step: int) -> dict[str, Any]:
   """Returns the JSON item of a checkpoint."""
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as c:
-    return c.restore(
-      item(run, step, 'meta').absolute(), args=ocp.args.JsonRestore()
-    )
+  path = epath.Path(item(run, step, 'meta').absolute())
+  return ocp.JsonCheckpointHandler().restore(path)
 
 
 def abstract_item(path: pathlib.Path) -> Any:

@@ -1,6 +1,7 @@
 """The training loop: the only place where training does I/O."""
 
 import functools
+import os
 import pathlib
 import signal
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from lm import (
   log,
   mesh,
   model,
+  processes,
   restore,
   state,
   step,
@@ -104,11 +106,17 @@ def train(config: ConfigDict, workdir: str) -> str:
       in `workdir`.
   """
   run = pathlib.Path(workdir)
-  first = restore.branch_step(config)
-  built = build(config)
-  run.mkdir(parents=True, exist_ok=True)
+  first, built = processes.together(
+    lambda: (restore.branch_step(config), build(config))
+  )
+  fingerprint = built.data.fingerprint
+  processes.check_alike('The config', card.config_hash(config))
+  processes.check_alike('The data', fingerprint)
   main = jax.process_index() == 0
-  notes = card.Card(run, config, built.data.fingerprint) if main else None
+  notes = processes.together(
+    lambda: card.Card(run, config, fingerprint) if main else None
+  )
+  processes.check_shared(run / card.LOCK)
   checkpoints = checkpoint.Checkpoints(
     run, config.checkpoint.keep_latest, config.checkpoint.keep_every_steps
   )
@@ -126,7 +134,8 @@ def train(config: ConfigDict, workdir: str) -> str:
         config, built, start, first, checkpoints, writer, preemption
       )
     finally:
-      checkpoints.close()
+      if status != 'crashed' or jax.process_count() == 1:
+        checkpoints.close()  # after a crash it would wait for the others
       if main:
         writer.close()
         notes.finish(status=status, step=step_reached)
@@ -229,19 +238,24 @@ class _Preemption:
 
   def __enter__(self):
     self._noticed = False
-    self._old = {
-      s: signal.signal(s, self._notice) for s in (signal.SIGTERM, signal.SIGINT)
-    }
+    # Of several processes, jax's own handler of SIGTERM tells the others.
+    self._several = jax.process_count() > 1
+    signals = (
+      [signal.SIGINT] if self._several else [signal.SIGINT, signal.SIGTERM]
+    )
+    self._old = {s: signal.signal(s, self._notice) for s in signals}
     return self
 
   def _notice(self, number, frame):
     if self._noticed and number == signal.SIGINT:
       raise KeyboardInterrupt
     self._noticed = True
+    if self._several:
+      os.kill(os.getpid(), signal.SIGTERM)
 
   def reached(self, n: int) -> bool:
     """Returns whether to stop at step `n`: the same on all processes."""
-    if jax.process_count() > 1:
+    if self._several:
       return multihost_utils.reached_preemption_sync_point(n)
     return self._noticed
 

@@ -1,5 +1,6 @@
 """Devices: processes, the mesh, and what lies where on it."""
 
+import importlib.util
 import math
 import os
 from typing import Any
@@ -31,22 +32,58 @@ def initialize(
 ) -> None:
   """Joins the processes of one run; call once, before anything touches jax.
 
-  Explicit arguments come first, then SLURM and TPU pods, which jax detects by
-  itself; anything else is a single process.
+  The first that applies: 1. the arguments; 2. what jax detects by itself: a
+  SLURM step or Open MPI 4 with several tasks, a TPU VM; 3. a single process.
+
+  Raises:
+    UserError: incomplete arguments, or a cluster that jax cannot read.
   """
+  more = {'shutdown_timeout_seconds': 60}  # how long a failure lets others wait
   if coordinator:
     if num_processes < 1 or not 0 <= process_id < num_processes:
       raise UserError(
         f'--coordinator needs --num_processes >= 1 and 0 <= --process_id < '
         f'num_processes, not {num_processes} and {process_id}.'
       )
-    jax.distributed.initialize(coordinator, num_processes, process_id)
-  elif _many('SLURM_NTASKS') or ',' in os.getenv('TPU_WORKER_HOSTNAMES', ''):
-    jax.distributed.initialize()
+    more |= {'cluster_detection_method': 'deactivate'}
+    jax.distributed.initialize(coordinator, num_processes, process_id, **more)
+  elif num_processes or process_id != -1:
+    raise UserError('--num_processes and --process_id need a --coordinator.')
+  elif _several() or _tpu_vm():
+    if os.getenv('SLURM_STEP_TASKS_PER_NODE', '').partition('(')[0] == '1':
+      more |= {'local_device_ids': []}  # all: jax would take the first one only
+    try:
+      jax.distributed.initialize(**more)
+    except ValueError as e:
+      if _several():
+        raise UserError(
+          f'Several processes were started, but jax cannot join them ({e}); '
+          'give --coordinator, --num_processes and --process_id.'
+        ) from e
 
 
-def _many(variable: str) -> bool:
-  return int(os.getenv(variable, '1')) > 1 and 'SLURM_PROCID' in os.environ
+def _several() -> bool:
+  """Whether SLURM, Open MPI or Kubernetes on TPUs started several processes."""
+  env = os.environ
+  workers = env.get('TPU_PROCESS_ADDRESSES') or env.get('TPU_WORKER_HOSTNAMES')
+  return (
+    ('SLURM_STEP_NODELIST' in env and int(env.get('SLURM_NTASKS', '1')) > 1)
+    or int(env.get('OMPI_COMM_WORLD_SIZE', '1')) > 1
+    or int(env.get('MEGASCALE_NUM_SLICES', '1')) > 1
+    or ',' in (workers or '')
+  )
+
+
+def _tpu_vm() -> bool:
+  """Whether this is a TPU VM, perhaps of a pod, which its metadata tells jax.
+
+  `import jax` has set TPU_SKIP_MDS_QUERY where there is no TPU.
+  """
+  return (
+    importlib.util.find_spec('libtpu') is not None
+    and 'TPU_SKIP_MDS_QUERY' not in os.environ
+    and 'tpu' in (os.getenv('JAX_PLATFORMS') or 'tpu')
+  )
 
 
 def make(config: ConfigDict) -> Mesh:
