@@ -43,7 +43,9 @@ def main() -> None:
       cli.integers('ends', _ENDS.value),
       cli.integers('windows', _WINDOWS.value),
     )
-    focus = [(r.end, r.window) for r in real] or grid[-2:-1] or grid
+    newest = [cell for cell in grid if cell[0] == grid[-1][0]]
+    middle = [newest[len(newest) // 2]]
+    focus = [(r.end, r.window) for r in real] or middle
     jobs = emulation.jobs(run, grid, focus, _SHAPES.value, _FLOOR.value)
   results = emulation.measure(run, jobs)
   last = {end: run.losses(run.params(end)) for end in {j.end for j in jobs}}

@@ -16,7 +16,7 @@ def emulation(run, real, grid, focus, results: Mapping) -> figure.Figure:
   axes = fig.subplots(
     1, 1 + len(shapes), width_ratios=[1.5, *[1] * len(shapes)]
   )
-  _curves(axes[0], run, real, focus, results)
+  _curves(axes[0], run, real, grid, focus, results)
   best = {(j.end, j.window, j.shape): x.mean() for j, x in results.items()}
   values = [best[e, w, s] for e, w in grid for s in shapes]
   for ax, shape in zip(axes[1:], shapes, strict=True):
@@ -25,31 +25,41 @@ def emulation(run, real, grid, focus, results: Mapping) -> figure.Figure:
   return fig
 
 
-def _curves(ax, run, real, focus, results) -> None:
+def _curves(ax, run, real, grid, focus, results) -> None:
   step, loss = run.metrics['eval/loss']
   ax.plot(step, loss, '.-', color='0.4', label='constant rate')
   for r in real:
     step, loss = r.run.metrics['eval/loss']
     ax.plot(step, loss, '.-', label=f'real cooldown, {r.run.path.name}')
-  markers = {'raw': 'x', 'means': 'o'}
   shapes = list(dict.fromkeys(job.shape for job in results))
+  for color, shape in enumerate(shapes, 1):
+    middle = _middle(grid, results, shape)
+    ax.plot(*middle, 'o--', color=f'C{color}', fillstyle='none',
+            label=f'emulated {shape}')  # fmt: skip
   for job, losses in results.items():
-    if (job.end, job.window) in focus:
-      ax.plot(
-        job.end,
-        losses.mean(),
-        markers[job.source],
-        color=f'C{1 + shapes.index(job.shape)}',
-        fillstyle='none',
-        label=f'emulated {job.shape}, {job.source}',
-      )
-  start = max(1, len(run.metrics['eval/loss'].value) // 4)
-  shown = run.metrics['eval/loss'].value[start:]
+    if (job.end, job.window) in focus and job.source == 'raw':
+      color = f'C{1 + shapes.index(job.shape)}'
+      label = f'{job.shape}, raw checkpoints'
+      ax.plot(job.end, losses.mean(), 'x', color=color, label=label)
+  # The first quarter would hide the rest.
+  shown = run.metrics['eval/loss'].value
+  shown = shown[len(shown) // 4 :]
   low = min(losses.mean() for losses in [*results.values(), shown])
   pad = 0.15 * (shown.max() - low)
   ax.set(xlabel='step', ylabel='validation loss (nats)',
          ylim=(low - pad, shown.max() + pad))  # fmt: skip
   ax.legend(fontsize=7)
+
+
+def _middle(grid, results, shape):
+  """Returns end steps and losses of the middle window of each end."""
+  found = {}
+  for job, losses in results.items():
+    windows = sorted(w for e, w in grid if e == job.end) or [0]
+    if job.shape == shape and job.window == windows[len(windows) // 2]:
+      found[job.end] = losses.mean()
+  ends = sorted(found)
+  return ends, [found[e] for e in ends]
 
 
 def _heat(ax, shape: str, cells: Mapping, low: float, high: float) -> None:

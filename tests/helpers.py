@@ -73,3 +73,9 @@ def assert_same_run(a, b):
     for key in left:
       np.testing.assert_array_equal(left[key], right[key], err_msg=key)
   assert lines(a) == lines(b)
+
+
+def flat(tree):
+  """A nested dict of arrays by path, as `leaves` gives them."""
+  found = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(p): np.asarray(x) for p, x in found}

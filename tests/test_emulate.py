@@ -1,0 +1,223 @@
+"""Merging and emulating a real run, from its directory on disk."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from launch import cli, emulation, pictures, show
+from lm import checkpoint, loop, verify
+from lm import run as run_lib
+from lm.errors import UserError
+from merging.engine import artifact, stream
+from tests import helpers
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """A constant run with every second step saved, and with every step."""
+  paths = {}
+  for name, every in (('run', 3), ('dense', 1)):
+    paths[name] = tmp_path_factory.mktemp('runs') / name
+    config = helpers.config(
+      'schedule=constant', checkpoint__every_steps=every, eval__every_steps=0
+    )
+    loop.train(config, paths[name])
+  return paths
+
+
+@pytest.fixture
+def run(runs):
+  return run_lib.Run(runs['run'])
+
+
+def _plan(run, method='decay', **options):
+  return emulation.plan(run, emulation.parse_method(method), **options)
+
+
+def _replay(dense, start, end, weight):
+  """theta_start plus the weighted updates of every step, in float64."""
+  total = helpers.leaves(dense, start, 'params')
+  total = {k: v.astype(np.float64) for k, v in total.items()}
+  before = helpers.leaves(dense, start, 'params')
+  for s in range(start, end):
+    after = helpers.leaves(dense, s + 1, 'params')
+    for k in total:
+      total[k] += weight(s) * (after[k].astype(np.float64) - before[k])
+    before = after
+  return total
+
+
+@pytest.mark.parametrize('floor', [0.0, 0.25])
+def test_means_are_the_exact_linear_decay_of_the_updates(runs, run, floor):
+  """Against the definition: each update times the schedule at its step."""
+  method = f'decay:shape=linear,floor={floor}'
+  p = _plan(run, method, means=True, end=12, window=9)
+  assert [s.name for s, _ in p.sources].count('mean') == 3
+  merged = helpers.flat(stream.combine(p.sources))
+  decay = lambda s: floor + (1 - floor) * (1 - (s - 3) / 9)
+  want = _replay(runs['dense'], 3, 12, decay)
+  wrong = _replay(runs['dense'], 3, 12, lambda s: 1.0)
+  for key in want:
+    np.testing.assert_allclose(merged[key], want[key], atol=2e-7)
+    assert np.abs(merged[key] - wrong[key]).max() > 1e-5  # the test can fail
+
+
+def test_raw_checkpoints_of_every_step_are_exact_too(runs):
+  dense = run_lib.Run(runs['dense'])
+  p = _plan(dense, 'decay:shape=1-sqrt', end=12, window=6)
+  merged = helpers.flat(stream.combine(p.sources))
+  # Left edge: the block of step s -> s + 1 takes the value at s.
+  want = _replay(runs['dense'], 6, 12, lambda s: 1 - np.sqrt((s - 6) / 6))
+  for key in want:
+    np.testing.assert_allclose(merged[key], want[key], atol=2e-7)
+
+
+def test_merge_writes_what_emulate_measures(run, tmp_path):
+  p = _plan(run, end=12, window=9)
+  about = artifact.provenance(
+    run.path, p.sources, method={'name': 'decay'},
+    learning_rates=p.learning_rates,
+  )  # fmt: skip
+  out = artifact.write(run.path, 'x', sources=p.sources, provenance=about)
+  try:
+    assert run.merged == ['x']
+    written = helpers.flat(run.params('x'))
+    for key, value in helpers.flat(stream.combine(p.sources)).items():
+      np.testing.assert_array_equal(written[key], value)
+    rows = json.loads((out / 'merge.json').read_text())['sources']
+    assert [r['step'] for r in rows] == [6, 9, 12]
+    assert [r['effective_learning_rate'] for r in rows] == pytest.approx(
+      [3e-3, 2e-3, 1e-3]
+    )
+    config = helpers.config(init=str(out), num_steps=1)
+    loop.train(config, tmp_path / 'from-merge')
+    start = helpers.leaves(tmp_path / 'from-merge', 0, 'params')
+    for key, value in start.items():
+      np.testing.assert_array_equal(value, written[key])
+  finally:
+    shutil.rmtree(out)
+
+
+def test_a_damaged_source_leaves_no_merge(run, tmp_path):
+  path = tmp_path / 'a'
+  shutil.copytree(run.path, path)
+  data = checkpoint.item(path, 9, 'params')
+  victim = max(data.rglob('d/*'), key=lambda p: p.stat().st_size)
+  content = bytearray(victim.read_bytes())
+  for place in range(200, len(content), 997):
+    content[place] ^= 0x10
+  victim.write_bytes(content)
+  p = _plan(run_lib.Run(path), end=12, window=9)
+  first = checkpoint.abstract_item(p.sources[0][0])
+  verifier = verify.Verifier(verify.shapes(first))
+  with pytest.raises(ValueError, match='params|leaf'):
+    artifact.write(
+      path, 'x', sources=p.sources, provenance={}, observe=verifier,
+      before_commit=verifier.check,
+    )  # fmt: skip
+  assert not list(path.glob('merged/*'))
+
+
+def test_verifier_accepts_what_was_saved_in_any_blocks(run):
+  p = _plan(run, means=True, end=12, window=9)
+  shapes = verify.shapes(checkpoint.abstract_item(p.sources[0][0]))
+  for max_bytes in (1, 1 << 30):
+    verifier = verify.Verifier(shapes)
+    stream.combine(p.sources, observe=verifier, max_bytes=max_bytes)
+    verifier.check()
+
+
+def test_block_fingerprints_add_up():
+  x = np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32)
+  whole = int(checkpoint.fingerprint({'x': x})['x'])
+  parts = 0
+  for i in (slice(0, 2), slice(2, 6)):
+    for j in (slice(0, 4), slice(4, 5)):
+      index = (i, j, slice(0, 4))
+      parts += verify.block_fingerprint(x[index], index, x.shape)
+  assert parts & 0xFFFFFFFF == whole
+
+
+def test_a_varying_rate_is_refused_or_corrected(tmp_path):
+  config = helpers.config('schedule=linear', checkpoint__every_steps=3)
+  loop.train(config, tmp_path)
+  run = run_lib.Run(tmp_path)
+  with pytest.raises(UserError, match='varied in this window'):
+    _plan(run, end=12, window=9)
+  # The run has done the whole linear decay: nothing is left to emulate.
+  p = _plan(run, 'decay:shape=cosine', end=9, window=6, correct=True)
+  assert sum(c for _, c in p.sources) == pytest.approx(1)
+  with pytest.raises(ValueError, match='negative|rise|coefficient'):
+    # Flat over the window, where the run already decayed: infeasible.
+    _plan(run, 'decay:floor=1.0', end=12, window=9, correct=True)
+
+
+@pytest.mark.parametrize(
+  ('method', 'options', 'sentence'),
+  [
+    ('decay:shape=lin', {}, "'lin'.*linear"),
+    ('decay:grid=right', {}, "grid='right'.*newest checkpoint"),
+    ('decay:floor=2.0', {}, 'floor=2.0'),
+    ('decai', {}, "Did you mean 'decay'"),
+    ('decay:shap=linear', {}, "Did you mean 'shape'"),
+    ('ema:alpha=x', {}, "alpha='x' must be a float"),
+    ('ema', {'means': True}, '--means needs --method=decay'),
+    ('decay', {'end': 13}, 'end=13 is not a checkpoint'),
+    ('decay', {'window': 1}, 'holds one checkpoint'),
+    ('decay', {'means': True, 'window': 7}, 'does not begin at a checkpoint'),
+    ('decay', {'steps': [3, 4]}, 'no checkpoint 4'),
+    ('decay', {'steps': [3, 3]}, 'must increase'),
+  ],
+)
+def test_mistakes_are_one_sentence(run, method, options, sentence):
+  with pytest.raises(UserError, match=sentence), cli.user_errors():
+    _plan(run, method, **{'window': 9, **options})
+
+
+def test_surface_table_and_picture(runs, run, tmp_path):
+  config = helpers.config(branch=f'{run.path}@6', checkpoint__every_steps=3)
+  config.schedule.decay = 0.5
+  loop.train(config, tmp_path / 'branch')
+  branch = run_lib.Run(tmp_path / 'branch')
+  real = [emulation.cooldown(run, branch)]
+  assert (real[0].end, real[0].window) == (12, 6)
+  grid = emulation.grid(run, [], [6])
+  jobs = emulation.jobs(run, grid, [(12, 6)], ['linear', 'cosine'], 0.0)
+  results = emulation.measure(run, jobs)
+  last = {j.end: run.losses(run.params(j.end)) for j in jobs}
+  numbers = emulation.as_json(results, last, real)
+  assert {x['source'] for x in numbers['emulated']} == {'raw', 'means'}
+  assert all(0 < x['loss'] < 10 for x in numbers['emulated'])
+  logged = branch.metrics['eval/loss'].value[-1]
+  assert numbers['real'][0]['loss'] == pytest.approx(logged, rel=1e-5)
+  show.save(
+    pictures.emulation(run, real, grid, [(12, 6)], results), tmp_path / 'x.png'
+  )
+  assert (tmp_path / 'x.png').read_bytes()[:4] == b'\x89PNG'
+  with pytest.raises(UserError, match='is not a branch of'):
+    emulation.cooldown(branch, run)
+
+
+def test_the_commands(run):
+  """One pass through each command as a user types it, and one mistake each."""
+  done = helpers.command(
+    'launch.merge', f'--run={run.path}', '--window=9', '--means', '--name=m'
+  )
+  assert 'effective LR' in done.stdout
+  at = f'--at={run.path}@12,{run.path}/merged/m'
+  done = helpers.command('launch.evaluate', at)
+  assert 'bits per byte' in done.stdout
+  done = helpers.command('launch.emulate', f'--run={run.path}', '--windows=6')
+  assert 'interval means' in done.stdout
+  assert (run.path / 'plots' / 'emulate.json').is_file()
+  for arguments in (
+    ('launch.merge', f'--run={run.path}', '--window=9', '--means', '--name=m'),
+    ('launch.evaluate', f'--at={run.path}@7'),
+    ('launch.emulate', f'--run={run.path}', '--windows=5'),
+  ):
+    done = helpers.command(*arguments, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count('error: ') == 1
+    assert 'Traceback' not in done.stderr
