@@ -74,8 +74,8 @@ class Progress:
 
   def __init__(self, start: int, total: int, seconds: float = 10.0) -> None:
     self._bar = None
-    self._start, self._total, self._seconds = start, total, seconds
-    self._begin = self._last = time.time()
+    self._total, self._seconds, self._last = total, seconds, 0.0
+    self._first: tuple[int, float] | None = None
     if sys.stderr.isatty():
       self._bar = rich_progress.Progress(
         rich_progress.TextColumn('step'),
@@ -96,12 +96,15 @@ class Progress:
       self._bar.update(self._task, completed=step, text=text)
       return
     now = time.time()
+    self._first = self._first or (step, now)  # compilation is behind us
     if now - self._last < self._seconds and step < self._total:
       return
     self._last = now
-    done = max(step - self._start, 1)
-    eta = (now - self._begin) / done * (self._total - step)
-    print(f'step {step}/{self._total}  {text}  eta {eta:.0f} s', flush=True)
+    done = step - self._first[0]
+    if done:
+      rest = (now - self._first[1]) / done * (self._total - step)
+      text = f'{text}  eta {rest:.0f} s'
+    print(f'step {step}/{self._total}  {text}', flush=True)
 
   def close(self) -> None:
     if self._bar:
