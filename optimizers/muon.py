@@ -83,10 +83,15 @@ def scale_by_muon(
   nesterov: bool,
   bias_correction: bool,
   scale: str,
-  heads: str,
+  heads: str = 'joint',
+  sign: bool = False,
   **newton_schulz_knobs: Any,
 ) -> optax.GradientTransformation:
-  """The direction of Muon; every leaf must be a matrix or a stack of them."""
+  """The direction of Muon; every leaf must be a matrix or a stack of them.
+
+  `sign` orthogonalizes the signs of the momentum (AdaMuon). The other knobs
+  are those of `muon` and of `newton_schulz.orthogonalize`.
+  """
 
   def init(params):
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -108,6 +113,8 @@ def scale_by_muon(
         now = now / (1 - momentum**t)
         before = before / (1 - momentum ** (t + 1))
       mixed = jax.tree.map(lambda g, m: now * g + before * m, updates, buffer)
+    if sign:
+      mixed = jax.tree.map(jnp.sign, mixed)
     u = newton_schulz.orthogonalize_tree(mixed, meaning, **newton_schulz_knobs)
     u = jax.tree.map(
       lambda o, a: shape_scale.factor(scale, o.shape, a) * o, u, meaning

@@ -1,0 +1,105 @@
+"""NorMuon: Muon whose neurons all move by the same amount."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optimizers.muon import scale_by_muon
+from optimizers.parts import hybrid, newton_schulz, roles, shape_scale
+
+
+class NeuronState(NamedTuple):
+  nu: Any
+
+
+def normuon(
+  learning_rate,
+  axes=None,
+  peak=None,
+  *,
+  momentum: float = 0.95,
+  neuron_b2: float = 0.95,
+  ns_steps: int = 5,
+  coefficients: str = 'keller',
+  ns_dtype: str = 'float32',
+  scale: str = 'keller',
+  weight_decay: float = 0.1,
+  decay: str = 'decoupled',
+  adam_lr_ratio: float = 0.2,
+  b1: float = 0.9,
+  b2: float = 0.95,
+  eps: float = 1e-8,
+) -> optax.GradientTransformation:
+  """NorMuon (2510.05491, algorithm 1) for hidden matrices, AdamW for the rest.
+
+    O = NewtonSchulz(Nesterov momentum), as in muon.py
+    nu <- neuron_b2 nu + (1 - neuron_b2) mean over the inputs of O^2
+    u = scale * norm(O) P / norm(P),  P = O / sqrt(nu)
+
+  State: that of Muon; nu, one number per output neuron.
+  Differs from the paper: any scale; adam_lr_ratio for the rest.
+  """
+  shape_scale.check(scale)
+  newton_schulz.check(coefficients, ns_steps, ns_dtype)
+
+  def method(axes):
+    direction = scale_by_muon(
+      axes,
+      momentum=momentum,
+      nesterov=True,
+      bias_correction=False,
+      scale=scale,
+      coefficients=coefficients,
+      steps=ns_steps,
+      dtype=ns_dtype,
+    )
+    return optax.chain(direction, normalize_neurons(axes, neuron_b2))
+
+  return hybrid.with_adamw(
+    method,
+    learning_rate,
+    axes,
+    peak,
+    weight_decay=weight_decay,
+    decay=decay,
+    adam_lr_ratio=adam_lr_ratio,
+    b1=b1,
+    b2=b2,
+    eps=eps,
+  )
+
+
+def normalize_neurons(
+  axes: Any, b2: float | jax.Array
+) -> optax.GradientTransformation:
+  """Divides by the RMS over the inputs; keeps the norm of each matrix."""
+
+  def mean_square(u, a):
+    return jnp.mean(u**2, axis=tuple(a.inputs), keepdims=True)
+
+  def init(params):
+    meaning = roles.of(params, axes)
+    zeros = lambda x, a: jnp.zeros_like(mean_square(x, a))
+    return NeuronState(jax.tree.map(zeros, params, meaning))
+
+  def update(updates, state, params=None):
+    del params
+    meaning = roles.of(updates, axes)
+    nu = jax.tree.map(
+      lambda u, v, a: b2 * v + (1 - b2) * mean_square(u, a),
+      updates,
+      state.nu,
+      meaning,
+    )
+
+    def normalized(u, v, a):
+      p = u / (jnp.sqrt(v) + 1e-10)
+      dims = tuple(i for i in range(u.ndim) if i not in a.batch)
+      square = lambda x: jnp.sum(x**2, axis=dims, keepdims=True)
+      return p * jnp.sqrt(square(u) / jnp.maximum(square(p), 1e-30))
+
+    return jax.tree.map(normalized, updates, nu, meaning), NeuronState(nu)
+
+  return optax.GradientTransformation(init, update)
