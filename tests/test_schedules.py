@@ -105,6 +105,24 @@ def test_a_sweep_over_every_float_compiles_once(name, table_path):
   assert count == 1
 
 
+@pytest.mark.parametrize('name', NAMES)
+def test_settings_can_be_mapped_over(name, table_path):
+  config = _config(name, table_path)
+  floats = spec.floats('schedules', config)
+  scales = [1.0, 0.8, 0.5]
+  many = {k: jnp.float32([v * x for x in scales]) for k, v in floats.items()}
+
+  def at(step, floats):
+    return spec.build('schedules', config, 40, floats=floats)(step)
+
+  one, mapped = jax.jit(at), jax.jit(jax.vmap(at, (None, 0), axis_size=3))
+  for step in (0, 3, 20, 39):
+    want = [
+      one(step, jax.tree.map(lambda v, i=i: v[i], many)) for i in range(3)
+    ]
+    np.testing.assert_allclose(mapped(step, many), want, rtol=1e-6)
+
+
 # A table is looked up by the integer itself.
 @pytest.mark.parametrize('name', sorted({*NAMES} - {'table'}))
 def test_steps_above_two_to_the_24_are_exact(name):

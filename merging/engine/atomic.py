@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -24,9 +25,10 @@ def directory(out: str | pathlib.Path) -> Iterator[pathlib.Path]:
   out.parent.mkdir(parents=True, exist_ok=True)
   prefix = f'.{out.name}.tmp-{socket.gethostname()}-'
   _remove_left_behind(out.parent, prefix)
-  temporary = out.parent / f'{prefix}{os.getpid()}'
+  token = secrets.token_hex(4)
+  temporary = out.parent / f'{prefix}{os.getpid()}-{token}'
+  temporary.mkdir()
   try:
-    temporary.mkdir()
     yield temporary
     _refuse(out)
     temporary.rename(out)
@@ -47,8 +49,10 @@ def _refuse(out):
 
 def _remove_left_behind(parent, prefix):
   for path in parent.iterdir():
-    pid = path.name.removeprefix(prefix)
-    if path.name != pid and pid.isdigit() and not _alive(int(pid)):
+    if not path.name.startswith(prefix):
+      continue
+    pid = path.name.removeprefix(prefix).split('-')[0]
+    if pid.isdigit() and not _alive(int(pid)):
       shutil.rmtree(path, ignore_errors=True)
 
 
