@@ -53,18 +53,16 @@ def table() -> str:
 
 def formulas(name: str, mode: str) -> dict[str, str]:
   """Returns the measured formula of the decay for each kind of parameter."""
-  step = _stepper(name, mode)
-  base = step(0.0, **_BASE)
-  doubled = {k: step(0.0, **{**_BASE, k: 2 * _BASE[k]}) for k in _BASE}
+  step = _stepper(name)
+  base = step(0.0, **_BASE)[mode]
+  doubled = {k: step(0.0, **{**_BASE, k: 2 * _BASE[k]})[mode] for k in _BASE}
   moved = step(1.0, **_BASE)
-  plain = _stepper(name, 'none')(1.0, **_BASE)
   found = {}
   for leaf in _LEAVES:
     x = np.asarray(_params()[leaf])
     formula = _fit(x, base[leaf], {k: v[leaf] for k, v in doubled.items()})
-    difference = moved[leaf] - plain[leaf]
-    aligned = np.sign(plain[leaf]) * np.sign(x) >= 0
-    masked = np.abs(difference) < 1e-9
+    aligned = np.sign(moved['none'][leaf]) * np.sign(x) >= 0
+    masked = np.abs(moved[mode][leaf] - moved['none'][leaf]) < 1e-9
     if mode != 'coupled' and not masked.all() and (masked == ~aligned).all():
       formula += ' where u x >= 0'
     found[leaf] = formula
@@ -79,21 +77,25 @@ def _params():
 
 
 @functools.cache
-def _stepper(name, mode):
-  """Jits one step: returns what it subtracts from each parameter."""
-  config = spec.spec('optimizers', name, decay=mode)
+def _stepper(name):
+  """Jits one step: what each mode subtracts from each kind of parameter."""
   rng = np.random.default_rng(1)
   params = _params()
   noise = {k: jnp.asarray(rng.normal(size=x.shape)) for k, x in params.items()}
 
   @jax.jit
   def step(size, lr, peak, wd):
-    tx = spec.build(
-      'optimizers', config, lr, _LEAVES, peak, floats={'weight_decay': wd}
-    )
     grads = jax.tree.map(lambda g: size * g, noise)
-    updates, _ = tx.update(grads, tx.init(params), params)
-    return jax.tree.map(jnp.negative, updates)
+
+    def subtracted(mode):
+      config = spec.spec('optimizers', name, decay=mode)
+      tx = spec.build(
+        'optimizers', config, lr, _LEAVES, peak, floats={'weight_decay': wd}
+      )
+      updates, _ = tx.update(grads, tx.init(params), params)
+      return jax.tree.map(jnp.negative, updates)
+
+    return {mode: subtracted(mode) for mode in decay.MODES}
 
   return lambda size, **knobs: jax.tree.map(np.asarray, step(size, **knobs))
 

@@ -1,10 +1,23 @@
-"""The README's table of weight decay is what the code does."""
+"""Each optimizer decays as parts/decay.py says, and so does the README."""
 
 import pathlib
+import re
+
+import jax
+import pytest
 
 from launch import decay_table
+from lm import spec
+from optimizers.parts import decay
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
+EXPECTED = {
+  'decoupled': 'lr wd x',
+  'independent': 'lr/peak wd x',
+  'corrected': 'lr^2/peak wd x',
+  'cautious': 'lr wd x where u x >= 0',
+  'none': '0',
+}
 
 
 def test_the_readme_has_the_measured_table():
@@ -15,16 +28,29 @@ def test_the_readme_has_the_measured_table():
   )
 
 
+@pytest.mark.parametrize('mode', decay.MODES)
+@pytest.mark.parametrize('name', spec.names('optimizers'))
+def test_zero_gradient(name, mode):
+  """Matrices as in the table; the rest may have its own ratio of lr."""
+  found = decay_table.formulas(name, mode)
+  assert found['norm scales'] == '0'
+  if mode == 'coupled':
+    assert found['matrices'] != '0' and found['embeddings, head'] != '0'
+    return
+  assert found['matrices'] == EXPECTED[mode]
+  rest = re.sub(r'^[0-9.]+ ', '', found['embeddings, head'])
+  assert rest == EXPECTED[mode]
+
+
 def test_it_measures(monkeypatch):
   """Another decay gives another table: the entries are not looked up."""
-  assert decay_table.formulas('adamw', 'decoupled')['matrices'] == 'lr wd x'
   step = decay_table._stepper
 
-  def twice(name, mode):
-    f = step(name, mode)
-    return lambda size, **knobs: {
-      k: 2 * knobs['lr'] * v for k, v in f(size, **knobs).items()
-    }
+  def twice(name):
+    f = step(name)
+    return lambda size, **knobs: jax.tree.map(
+      lambda v: 2 * knobs['lr'] * v, f(size, **knobs)
+    )
 
   monkeypatch.setattr(decay_table, '_stepper', twice)
   assert decay_table.formulas('adamw', 'decoupled')['matrices'] == '2 lr^2 wd x'
