@@ -1,0 +1,68 @@
+"""The README's commands run as they stand, and what it quotes is true."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+from tests.helpers import ROOT
+
+README = (ROOT / 'README.md').read_text()
+CODE = ('configs', 'launch', 'lm', 'merging', 'optimizers', 'schedules')
+
+
+def _block(name):
+  return re.search(f'<!-- {name} -->\n(.*?)<!-- end -->', README, re.S)[1]
+
+
+def test_the_tour(tmp_path):
+  """In a folder that has the code and nothing else, so that runs/ is new."""
+  for folder in CODE:
+    (tmp_path / folder).symlink_to(ROOT / folder)
+  (tour,) = re.findall(r'```sh\n(.*?)```', README, re.S)
+  commands = [x for x in tour.splitlines() if not x.startswith('#')]
+  assert len(commands) >= 8
+  environment = {
+    **os.environ,
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=1',
+  }
+  for line in commands:
+    python, *arguments = shlex.split(line)
+    assert python == 'python'
+    done = subprocess.run(
+      [sys.executable, *arguments],
+      cwd=tmp_path,
+      env=environment,
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
+    assert done.returncode == 0, f'{line}\n{done.stdout}{done.stderr}'
+  _notebook_snippet(tmp_path)
+
+
+def _notebook_snippet(folder):
+  (code,) = re.findall(r'```python\n(from lm.run.*?)```', README, re.S)
+  done = subprocess.run(
+    [sys.executable, '-c', code + '\nprint(losses.mean())'],
+    cwd=folder,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert 0 < float(done.stdout.splitlines()[-1]) < 6, done.stderr
+
+
+def test_the_example_optimizer_is_the_file():
+  code = (ROOT / 'optimizers' / 'signum.py').read_text()
+  assert _block('signum') == f'```python\n{code}```\n'
+
+
+def test_links_and_named_files_exist():
+  for target in re.findall(r'\]\(([^)#:]+)\)', README):
+    assert (ROOT / target).exists(), target
+  for path in re.findall(
+    r'`((?:lm|configs|optimizers|launch)/\w+\.py)`', README
+  ):
+    assert (ROOT / path).exists(), path
