@@ -2,133 +2,18 @@
 
   python -m launch.decay_table
 
-Nothing is looked up: each entry is measured. One step with a zero gradient is
-taken at several learning rates (lr), peaks and weight decays (wd), and the
-exponents are fitted; then one step with a gradient shows whether the decay is
-masked. README.md contains the output.
+Nothing is looked up: each entry of the table is measured, with the learning
+rate lr, its peak and the weight decay wd. README.md contains the output.
 """
 
-import functools
-import math
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-from absl import app
-
-from lm import spec
-from optimizers.parts import decay, roles
-
-_BASE = {'lr': 0.01, 'peak': 0.04, 'wd': 0.25}
-_LEAVES = {
-  'matrices': roles.infer((4, 6)),
-  'embeddings, head': roles.Axes(('', ''), 'embedding', (0,), (1,)),
-  'norm scales': roles.infer((6,)),
-}
+from launch import cli
 
 
-def table() -> str:
-  """Returns the markdown table over all optimizers and modes."""
-  rows = {}
-  for name in spec.names('optimizers'):
-    entries = [formulas(name, mode) for mode in decay.MODES]
-    for leaf in _LEAVES:
-      rows[name, leaf] = tuple(e[leaf] for e in entries)
-  lines = [('optimizer', 'parameters', *decay.MODES)]
-  lines.append(tuple('---' for _ in lines[0]))
-  for name in spec.names('optimizers'):
-    first, second, vectors = (rows[name, leaf] for leaf in _LEAVES)
-    if first == second:
-      lines.append((name, 'matrices, embeddings, head', *first))
-    else:
-      lines.append((name, 'matrices', *first))
-      lines.append((name, 'embeddings, head', *second))
-    if any(v != '0' for v in vectors):
-      lines.append((name, 'norm scales', *vectors))
-  zero = tuple('0' for _ in decay.MODES)
-  if all(rows[n, 'norm scales'] == zero for n in spec.names('optimizers')):
-    lines.append(('all', 'norm scales', *zero))
-  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+def main() -> None:
+  from launch import decay_formulas  # jax: late, so that --help is fast
 
-
-def formulas(name: str, mode: str) -> dict[str, str]:
-  """Returns the measured formula of the decay for each kind of parameter."""
-  step = _stepper(name)
-  base = step(0.0, **_BASE)[mode]
-  doubled = {k: step(0.0, **{**_BASE, k: 2 * _BASE[k]})[mode] for k in _BASE}
-  moved = step(1.0, **_BASE)
-  found = {}
-  for leaf in _LEAVES:
-    x = np.asarray(_params()[leaf])
-    formula = _fit(x, base[leaf], {k: v[leaf] for k, v in doubled.items()})
-    aligned = np.sign(moved['none'][leaf]) * np.sign(x) >= 0
-    masked = np.abs(moved[mode][leaf] - moved['none'][leaf]) < 1e-9
-    if mode != 'coupled' and not masked.all() and (masked == ~aligned).all():
-      formula += ' where u x >= 0'
-    found[leaf] = formula
-  return found
-
-
-def _params():
-  rng = np.random.default_rng(0)
-  shapes = {k: (4, 6)[2 - len(a.names) :] for k, a in _LEAVES.items()}
-  away = lambda s: rng.uniform(0.5, 2, s) * rng.choice([-1, 1], s)
-  return {k: jnp.asarray(away(s), jnp.float32) for k, s in shapes.items()}
-
-
-@functools.cache
-def _stepper(name):
-  """Jits one step: what each mode subtracts from each kind of parameter."""
-  rng = np.random.default_rng(1)
-  params = _params()
-  noise = {k: jnp.asarray(rng.normal(size=x.shape)) for k, x in params.items()}
-
-  @jax.jit
-  def step(size, lr, peak, wd):
-    grads = jax.tree.map(lambda g: size * g, noise)
-
-    def subtracted(mode):
-      config = spec.spec('optimizers', name, decay=mode)
-      tx = spec.build(
-        'optimizers', config, lr, _LEAVES, peak, floats={'weight_decay': wd}
-      )
-      updates, _ = tx.update(grads, tx.init(params), params)
-      return jax.tree.map(jnp.negative, updates)
-
-    return {mode: subtracted(mode) for mode in decay.MODES}
-
-  return lambda size, **knobs: jax.tree.map(np.asarray, step(size, **knobs))
-
-
-def _fit(x, base, doubled):
-  """Writes `base`, measured at _BASE, as a product of powers of the knobs."""
-  if not base.any():
-    return '0'
-  powers = {k: np.log2(np.abs(v / base)) for k, v in doubled.items()}
-  whole = {k: round(float(p.mean())) for k, p in powers.items()}
-  if any(np.abs(p - whole[k]).max() > 1e-3 for k, p in powers.items()):
-    return 'method of g = wd x'
-  rest = base / math.prod(_BASE[k] ** n for k, n in whole.items())
-  for what, value in (('x', x), ('sign(x)', np.sign(x))):
-    ratio = rest / value
-    if np.ptp(ratio) < 1e-4 * abs(ratio.mean()):
-      return _write(float(ratio.mean()), whole, what)
-  return 'method of g = wd x'
-
-
-def _write(factor, powers, what):
-  """For example 0.2, lr^2 peak^-1 wd^1, x -> '0.2 lr^2/peak wd x'."""
-  words = [] if abs(factor - 1) < 1e-3 else [f'{factor:.3g}']
-  power = {1: 'lr', 2: 'lr^2', 0: ''}[powers['lr']]
-  words.append(power + ('/peak' if powers['peak'] == -1 else ''))
-  words += ['wd'] * powers['wd'] + [what]
-  return ' '.join(w for w in words if w)
-
-
-def main(argv):
-  del argv
-  print(table())
+  print(decay_formulas.table())
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)

@@ -6,7 +6,7 @@ import re
 import jax
 import pytest
 
-from launch import decay_table
+from launch import decay_formulas
 from lm import spec
 from optimizers.parts import decay
 
@@ -23,7 +23,7 @@ EXPECTED = {
 def test_the_readme_has_the_measured_table():
   text = README.read_text()
   block = text.split('<!-- decay table -->')[1].split('<!-- end -->')[0]
-  assert block.strip() == decay_table.table(), (
+  assert block.strip() == decay_formulas.table(), (
     'Paste the output of `python -m launch.decay_table` into README.md.'
   )
 
@@ -32,7 +32,7 @@ def test_the_readme_has_the_measured_table():
 @pytest.mark.parametrize('name', spec.names('optimizers'))
 def test_zero_gradient(name, mode):
   """Matrices as in the table; the rest may have its own ratio of lr."""
-  found = decay_table.formulas(name, mode)
+  found = decay_formulas.formulas(name, mode)
   assert found['norm scales'] == '0'
   if mode == 'coupled':
     assert found['matrices'] != '0' and found['embeddings, head'] != '0'
@@ -44,7 +44,7 @@ def test_zero_gradient(name, mode):
 
 def test_it_measures(monkeypatch):
   """Another decay gives another table: the entries are not looked up."""
-  step = decay_table._stepper
+  step = decay_formulas._stepper
 
   def twice(name):
     f = step(name)
@@ -52,5 +52,7 @@ def test_it_measures(monkeypatch):
       lambda v: 2 * knobs['lr'] * v, f(size, **knobs)
     )
 
-  monkeypatch.setattr(decay_table, '_stepper', twice)
-  assert decay_table.formulas('adamw', 'decoupled')['matrices'] == '2 lr^2 wd x'
+  monkeypatch.setattr(decay_formulas, '_stepper', twice)
+  assert (
+    decay_formulas.formulas('adamw', 'decoupled')['matrices'] == '2 lr^2 wd x'
+  )

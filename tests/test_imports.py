@@ -1,0 +1,147 @@
+"""Imports point one way, and commands are fast where they need no device."""
+
+import ast
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers import ROOT
+
+OURS = (
+  'benchmarks', 'configs', 'launch', 'lm', 'merging', 'optimizers',
+  'schedules', 'tests',
+)  # fmt: skip
+# What each folder may import of ours.
+MAY = {
+  'optimizers': ('optimizers',),
+  'schedules': ('schedules',),
+  'merging': ('merging',),
+  'lm': ('lm',),
+  'configs': ('configs', 'lm.spec', 'lm.errors'),
+  'launch': ('launch', 'lm', 'configs', 'optimizers', 'schedules', 'merging'),
+  'notebooks': ('lm.run', 'schedules', 'merging'),
+  'benchmarks': OURS,
+  'tests': OURS,
+}
+# Leaves, which can be copied into another project.
+LIBRARIES = {
+  'optimizers': ('jax', 'numpy', 'scipy', 'optax'),
+  'schedules': ('jax', 'numpy', 'scipy', 'optax'),
+  'merging': (
+    'jax', 'numpy', 'scipy', 'optax', 'orbax', 'tensorstore', 'etils',
+  ),
+}  # fmt: skip
+NOWHERE = ('clu', 'tensorflow', 'gin', 'pickle', 'dill', 'flax.training')
+
+
+def imports(source: str) -> set[str]:
+  """All imported names, in full: 'lm.spec', 'lm.errors.UserError'."""
+  found = set()
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import):
+      found |= {a.name for a in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, 'relative import'
+      found |= {f'{node.module}.{a.name}' for a in node.names}
+  return found
+
+
+def problems(path: str, source: str) -> list[str]:
+  folder, found = path.split('/')[0], []
+  for name in sorted(imports(source)):
+    top = name.split('.')[0]
+    if top in OURS and not _within(name, MAY[folder]):
+      found.append(f'{path} imports {name}')
+    standard = top in OURS or top in sys.stdlib_module_names
+    libraries = LIBRARIES.get(folder)
+    if libraries and not standard and not _within(name, libraries):
+      found.append(f'{path} imports {name}; legal: {libraries}')
+    if _within(name, NOWHERE):
+      found.append(f'{path} imports {name}, which nothing may')
+    if _within(name, ('flax.linen', 'flax.nnx')) and path != 'lm/model.py':
+      found.append(f'{path} imports {name}; only lm/model.py may')
+  return found
+
+
+def _within(name, prefixes):
+  return any(f'{name}.'.startswith(f'{p}.') for p in prefixes)
+
+
+def _sources():
+  """(path, source) of all Python files and notebooks of the repository."""
+  for folder in MAY:
+    for path in sorted((ROOT / folder).rglob('*.py')):
+      yield path.relative_to(ROOT).as_posix(), path.read_text()
+  for path in sorted((ROOT / 'notebooks').rglob('*.ipynb')):
+    if '.ipynb_checkpoints' in path.parts:
+      continue
+    cells = json.loads(path.read_text())['cells']
+    code = [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
+    lines = [x for x in '\n'.join(code).split('\n') if x[:1] not in '%!']
+    yield path.relative_to(ROOT).as_posix(), '\n'.join(lines)
+
+
+def test_imports_point_one_way():
+  assert [
+    p for path, source in _sources() for p in problems(path, source)
+  ] == []
+
+
+@pytest.mark.parametrize(
+  ('path', 'source'),
+  [
+    ('optimizers/x.py', 'from lm import spec'),
+    ('optimizers/x.py', 'import flax'),
+    ('schedules/parts/x.py', 'import orbax.checkpoint'),
+    ('merging/x.py', 'import optimizers.adamw'),
+    ('lm/x.py', 'def f():\n  from launch import cli'),
+    ('lm/x.py', 'from flax import linen as nn'),
+    ('lm/x.py', 'import pickle'),
+    ('configs/x.py', 'from lm import data'),
+    ('launch/x.py', 'from tests import helpers'),
+    ('launch/x.py', 'from flax.training import train_state'),
+    ('notebooks/x.ipynb', 'import lm.loop'),
+  ],
+)
+def test_the_test_sees_a_wrong_import(path, source):
+  assert len(problems(path, source)) == 1
+
+
+def test_names_and_settings_need_no_jax():
+  """What --help needs; jax alone costs most of a second."""
+  modules = ['lm.spec', 'lm.errors', 'launch.cli', 'configs.base']
+  code = (
+    f'import sys, {", ".join(modules)}; lm.spec.names("optimizers"); '
+    'sys.exit("jax" in sys.modules)'
+  )
+  subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True)
+
+
+def _commands():
+  files = sorted((ROOT / 'launch').glob('*.py'))
+  return [p.stem for p in files if "__name__ == '__main__'" in p.read_text()]
+
+
+def test_there_are_commands():
+  assert {'train', 'evaluate', 'merge', 'emulate'} <= set(_commands())
+
+
+@pytest.mark.parametrize('name', _commands())
+def test_help_is_fast_and_writes_nothing(name, tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-X', 'importtime', '-m', f'launch.{name}', '--help'],
+    cwd=tmp_path,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert f'python -m launch.{name}' in done.stdout
+  imported = {x.split('|')[-1].strip() for x in done.stderr.splitlines()}
+  assert 'launch.cli' in imported  # the report of -X importtime is there
+  assert not imported & {'jax', 'jaxlib', 'orbax', 'grain', 'matplotlib'}
+  assert list(pathlib.Path(tmp_path).iterdir()) == []
