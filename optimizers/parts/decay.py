@@ -16,6 +16,7 @@ Decay acts on matrices, embeddings and heads, not on vectors (norm scales). If
 no axes are given, an optimizer treats all leaves alike and decays them all.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -71,14 +72,9 @@ def descend(
   Raises:
     ValueError: an unknown mode, or a schedule without `peak` where it matters.
   """
-  choices.check('decay', decay, MODES)
+  check(decay, learning_rate, peak)
   if callable(learning_rate):
-    if peak is None and decay in ('independent', 'corrected'):
-      raise ValueError(
-        f"decay='{decay}' needs peak, the largest learning rate, because "
-        'learning_rate is a schedule.'
-      )
-    return _scheduled(
+    return scheduled(
       lambda lr: descend(
         method, lr, axes, peak, weight_decay=weight_decay, decay=decay
       ),
@@ -99,7 +95,7 @@ def descend(
     return -learning_rate * u
 
   def init(params):
-    return method.init(_wide(params))
+    return method.init(widen(params))
 
   def update(updates, state, params=None):
     if params is None and jax.tree.leaves(updates):
@@ -107,12 +103,49 @@ def descend(
     mask = jax.tree.map(
       lambda a: axes is None or a.role != 'vector', roles.of(params, axes)
     )
-    x = _wide(params)
-    g = jax.tree.map(before, _wide(updates), x, mask)
+    x = widen(params)
+    g = jax.tree.map(before, widen(updates), x, mask)
     u, state = method.update(g, state, x)
     return jax.tree.map(after, u, x, mask), state
 
   return optax.GradientTransformation(init, update)
+
+
+def check(decay: str, learning_rate: Rate, peak: float | None) -> None:
+  """Raises ValueError, one sentence, for what `descend` refuses."""
+  choices.check('decay', decay, MODES)
+  needs_peak = decay in ('independent', 'corrected')
+  if callable(learning_rate) and peak is None and needs_peak:
+    raise ValueError(
+      f"decay='{decay}' needs peak, the largest learning rate, because "
+      'learning_rate is a schedule.'
+    )
+
+
+def scheduled(
+  make: Callable[[jax.Array], optax.GradientTransformation],
+  schedule: optax.Schedule,
+) -> optax.GradientTransformation:
+  """Builds `make(schedule(count))` at each step, by a count of its own."""
+
+  def init(params):
+    count = jnp.zeros((), jnp.int32)
+    return ScheduledState(count, make(schedule(count)).init(params))
+
+  def update(updates, state, params=None):
+    lr = schedule(state.count)
+    updates, inner = make(lr).update(updates, state.inner, params)
+    count = optax.safe_increment(state.count)
+    return updates, ScheduledState(count, inner)
+
+  return optax.GradientTransformation(init, update)
+
+
+def widen(tree: PyTree) -> PyTree:
+  """Casts leaves below float32 to float32."""
+  return jax.tree.map(
+    lambda x: jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)), tree
+  )
 
 
 def scaled(learning_rate: Rate | None, ratio: float | jax.Array) -> Rate | None:
@@ -144,23 +177,3 @@ def _aligned(u, x):
   """
   u = u * jax.lax.optimization_barrier(jnp.ones((), u.dtype))
   return u, jnp.sign(u) * jnp.sign(x) >= 0
-
-
-def _wide(tree):
-  return jax.tree.map(
-    lambda x: jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)), tree
-  )
-
-
-def _scheduled(make, schedule):
-  def init(params):
-    count = jnp.zeros((), jnp.int32)
-    return ScheduledState(count, make(schedule(count)).init(params))
-
-  def update(updates, state, params=None):
-    lr = schedule(state.count)
-    updates, inner = make(lr).update(updates, state.inner, params)
-    count = optax.safe_increment(state.count)
-    return updates, ScheduledState(count, inner)
-
-  return optax.GradientTransformation(init, update)

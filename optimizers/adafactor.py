@@ -1,0 +1,47 @@
+"""Adafactor: Adam with a second moment of rank one."""
+
+import optax
+
+from optimizers.parts.decay import descend
+
+
+def adafactor(
+  learning_rate,
+  axes=None,
+  peak=None,
+  *,
+  decay_rate: float = 0.8,
+  clipping_threshold: float = 1.0,
+  min_dim_size_to_factor: int = 128,
+  multiply_by_parameter_scale: bool = True,
+  eps: float = 1e-30,
+  weight_decay: float = 0.0,
+  decay: str = 'decoupled',
+) -> optax.GradientTransformation:
+  """Adafactor (1804.04235, algorithm 4), no momentum.
+
+    V <- b V + (1 - b) (g^2 + eps), b = 1 - t^-decay_rate, as row and column
+    means if both of the two largest dimensions reach min_dim_size_to_factor
+    u = g / sqrt(V);  u / max(1, RMS(u) / clipping_threshold);  times RMS(x)
+
+  State: count, v_row, v_col, v.
+  Differs from the paper: a stack of layers has one RMS; decay exists.
+  """
+  parts = [
+    optax.scale_by_factored_rms(
+      decay_rate=decay_rate,
+      min_dim_size_to_factor=min_dim_size_to_factor,
+      epsilon=eps,
+    ),
+    optax.clip_by_block_rms(clipping_threshold),
+  ]
+  if multiply_by_parameter_scale:
+    parts.append(optax.scale_by_param_block_rms())
+  return descend(
+    optax.chain(*parts),
+    learning_rate,
+    axes,
+    peak,
+    weight_decay=weight_decay,
+    decay=decay,
+  )

@@ -1,0 +1,52 @@
+"""Schedule-free AdamW: the mean of the iterates in place of a schedule."""
+
+import optax
+
+from optimizers.parts.decay import check, descend, scheduled
+from optimizers.parts.schedule_free import schedule_free
+
+
+def schedule_free_adamw(
+  learning_rate,
+  axes=None,
+  peak=None,
+  *,
+  b1: float = 0.9,
+  b2: float = 0.95,
+  eps: float = 1e-8,
+  weight_decay: float = 0.1,
+  decay: str = 'decoupled',
+) -> optax.GradientTransformation:
+  """Schedule-free AdamW (2405.15682, algorithm 1).
+
+    z moves by AdamW(b1 = 0) with the gradient at the parameters y;
+    x is the mean of z;  y = (1 - b1) z + b1 x
+
+  Use a constant learning rate after a warm-up, and evaluate x:
+  `parts.schedule_free.eval_params`. Decay acts at y. State: z, weight_sum,
+  max_lr, inner (that of AdamW).
+  """
+  if callable(learning_rate):
+    check(decay, learning_rate, peak)
+    return scheduled(
+      lambda lr: schedule_free_adamw(
+        lr,
+        axes,
+        peak,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        weight_decay=weight_decay,
+        decay=decay,
+      ),
+      learning_rate,
+    )
+  step = descend(
+    optax.scale_by_adam(0.0, b2, eps),
+    learning_rate,
+    axes,
+    peak,
+    weight_decay=weight_decay,
+    decay=decay,
+  )
+  return schedule_free(step, learning_rate, b1)

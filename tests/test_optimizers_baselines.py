@@ -1,0 +1,113 @@
+"""The methods that a referee asks for, against Optax and published figures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from optimizers.adafactor import adafactor
+from optimizers.ademamix import ademamix
+from optimizers.cautious_adamw import cautious_adamw
+from optimizers.nadamw import nadamw
+from optimizers.parts import cautious_update, schedule_free
+from optimizers.parts.decay import descend
+from optimizers.schedule_free_adamw import schedule_free_adamw
+from optimizers.sgdw import sgdw
+from tests import optimizer_problem as problem
+
+SHAPE = (6, 8)
+
+
+def _close(ours, theirs, atol=1e-14):
+  x, grads = np.linspace(-1, 1, 48).reshape(SHAPE), problem.normal(SHAPE)
+  got, want = problem.run(ours, x, grads), problem.run(theirs, x, grads)
+  np.testing.assert_allclose(got, want, atol=atol)
+  assert np.abs(got[-1] - x).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+  'ours, theirs',
+  [
+    (nadamw(0.01), optax.nadamw(0.01, 0.9, 0.95, weight_decay=0.1)),
+    (sgdw(0.1, decay='none'), optax.sgd(0.1, 0.9)),
+    (
+      sgdw(0.1, nesterov=True, decay='none'),
+      optax.sgd(0.1, 0.9, nesterov=True),
+    ),
+    (ademamix(0.01), optax.contrib.ademamix(0.01, alpha=8.0, weight_decay=0.1)),
+    (
+      adafactor(0.01, min_dim_size_to_factor=4),
+      optax.adafactor(0.01, min_dim_size_to_factor=4),
+    ),
+  ],
+)
+def test_optax(ours, theirs):
+  _close(ours, theirs)
+
+
+def test_adafactor_factors():
+  tx = adafactor(0.01, min_dim_size_to_factor=4)
+  state = jax.eval_shape(tx.init, jnp.zeros((3, 8, 6)))
+  sizes = sorted(x.size for x in jax.tree.leaves(state))
+  assert sizes == [1, 1, 18, 24]
+
+
+def test_warmup_of_ademamix():
+  """alpha is linear and the half-life of b3 too: 2409.03137, equation 4."""
+  steps, x = 5, np.zeros(3)
+  grads = problem.normal((3,), 8)
+  tx = ademamix(0.1, warmup_steps=steps, b3=0.99, alpha=4.0, decay='none')
+  m1, m2, v, want = 0, 0, 0, []
+  for t, g in enumerate(grads):
+    part = min(t / steps, 1)
+    half = lambda b: np.log(0.5) / np.log(b) - 1
+    b3 = 0.5 ** (1 / ((1 - part) * half(0.9) + part * half(0.99) + 1))
+    m1, m2 = 0.9 * m1 + 0.1 * g, b3 * m2 + (1 - b3) * g
+    v = 0.999 * v + 0.001 * g**2
+    u = m1 / (1 - 0.9 ** (t + 1)) + 4 * part * m2
+    x = x - 0.1 * u / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
+    want.append(x)
+  np.testing.assert_allclose(
+    problem.run(tx, np.zeros(3), grads), want, atol=2e-7
+  )
+
+
+def test_golden_schedule_free():
+  """f = x^2 / 2, SGD 0.1, b1 = 0.9, from 1 (2405.15682 by hand)."""
+  with jax.enable_x64(True):
+    sgd = descend(optax.identity(), 0.1, weight_decay=0.0, decay='none')
+    tx = schedule_free.schedule_free(sgd, 0.1, 0.9)
+    y = jnp.float64(1.0)
+    state, rows = tx.init(y), []
+    for _ in range(3):
+      updates, state = tx.update(y, state, y)
+      y = y + updates
+      rows.append((y, schedule_free.eval_params(state, y, 0.9), state.z))
+  want = [(0.9, 0.9, 0.9), (0.8505, 0.855, 0.81), (0.80298, 0.81165, 0.72495)]
+  np.testing.assert_allclose(rows, want, atol=1e-7)
+
+
+def test_schedule_free_adamw_equals_optax_with_a_warmup():
+  schedule = optax.linear_schedule(0.01, 0.04, 3)
+  base = optax.adamw(schedule, 0.0, 0.95, weight_decay=0.1)
+  # Optax counts the weights of the mean from 1, the learning rates from 0.
+  theirs = optax.contrib.schedule_free(base, lambda t: schedule(t - 1), 0.9)
+  _close(schedule_free_adamw(schedule), theirs, atol=1e-6)
+
+
+def test_golden_cautious_update():
+  u, g = np.array([1.0, -2, 3, 0.5]), np.array([0.1, 0.1, 0.3, 0])
+  method = optax.stateless(lambda updates, params: jnp.asarray(u))
+  for name, want in (('mean', [2, 0, 6, 0]), ('sum', [4 / 3, 0, 4, 0])):
+    tx = cautious_update.cautious(method, name)
+    got, _ = tx.update(jnp.asarray(g), tx.init(g))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_cautious_adamw_never_steps_against_the_gradient():
+  g = problem.normal(SHAPE, 4)
+  x = problem.run(cautious_adamw(0.1, decay='none'), np.zeros(SHAPE), g)
+  moves = np.diff(np.concatenate([np.zeros((1, *SHAPE)), x]), axis=0)
+  assert (moves * g <= 0).all()
+  assert (moves[1:] == 0).any() and (moves[1:] != 0).any()
