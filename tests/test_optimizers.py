@@ -47,10 +47,16 @@ def _stack(*trees):
   return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
+def _statics(name):
+  """What happens every so many steps shall happen within three."""
+  knobs = spec.knobs('optimizers', name)
+  return {k: 1 for k in knobs if k.endswith('_every')}
+
+
 @functools.cache
 def _runner(name):
   """Jits three updates as in a run: built inside from traced numbers."""
-  config = spec.spec('optimizers', name, decay='corrected')
+  config = spec.spec('optimizers', name, decay='corrected', **_statics(name))
 
   def run(learning_rates, floats, params, grads):
     def make(lr):
@@ -103,7 +109,8 @@ def test_traced_numbers_equal_python_numbers_and_a_schedule(name):
     half, _ = _runner(name)(lrs / 2, floats, params, grads)
     assert _runner(name)._cache_size() == 1
     assert _differ(got, half)
-    tx = make(schedule, problem.axes(), LR, decay='corrected')
+    knobs = {'decay': 'corrected', **_statics(name)}
+    tx = make(schedule, problem.axes(), LR, **knobs)
     want, scheduled = jax.jit(functools.partial(_steps, tx))(params, grads)
     _close(got, want, 1e-7, 1e-9)
     count = jax.tree.structure(scheduled).num_leaves

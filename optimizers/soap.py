@@ -1,0 +1,166 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optimizers.parts import hybrid, roles
+
+
+class SoapState(NamedTuple):
+  count: jax.Array
+  mu: Any
+  factors: Any  # for each matrix: second moment nu, sides (left, right)
+
+
+class Factors(NamedTuple):
+  """Of a stack of B matrices (M, N); a side too large has size (B, 0, 0)."""
+
+  nu: jax.Array  # (B, M, N), in the rotated coordinates
+  grams: tuple[jax.Array, jax.Array]  # means of G G^T and G^T G
+  bases: tuple[jax.Array, jax.Array]  # their eigenvectors, nearly
+
+
+def soap(
+  learning_rate,
+  axes=None,
+  peak=None,
+  *,
+  momentum: float = 0.95,
+  nu_b2: float = 0.95,
+  shampoo_b2: float = 0.95,
+  refresh_every: int = 10,
+  max_dim: int = 10_000,
+  weight_decay: float = 0.01,
+  decay: str = 'decoupled',
+  adam_lr_ratio: float = 1.0,
+  b1: float = 0.95,
+  b2: float = 0.95,
+  eps: float = 1e-8,
+) -> optax.GradientTransformation:
+  """SOAP (2409.11321, algorithm 3) for hidden matrices, AdamW for the rest.
+
+    mu <- momentum mu + (1 - momentum) G;  G' = L^T G R
+    nu <- nu_b2 nu + (1 - nu_b2) G'^2
+    u = L (L^T mu R / sqrt(nu)) R^T, both moments bias-corrected
+    grams: means of G G^T and G^T G by shampoo_b2; every refresh_every steps
+    L and R take one power iteration (QR), sorted by eigenvalue
+
+  A side above max_dim is not rotated. State: count; mu; nu, grams, bases.
+  Differs from the paper: the first step moves, in the basis of its gradient.
+  """
+
+  def method(axes):
+    return scale_by_soap(
+      axes, momentum, nu_b2, shampoo_b2, eps, refresh_every, max_dim
+    )
+
+  return hybrid.with_adamw(
+    method,
+    learning_rate,
+    axes,
+    peak,
+    weight_decay=weight_decay,
+    decay=decay,
+    adam_lr_ratio=adam_lr_ratio,
+    b1=b1,
+    b2=b2,
+    eps=eps,
+  )
+
+
+def scale_by_soap(
+  axes, b1, b2, shampoo_b2, eps, refresh_every, max_dim
+) -> optax.GradientTransformation:
+  """The direction of SOAP; every leaf must be a matrix or a stack of them."""
+
+  def new(x, a):
+    x = roles.to_matrices(x, a)
+    sizes = [n if n <= max_dim else 0 for n in x.shape[1:]]
+    zeros = tuple(jnp.zeros((len(x), n, n), x.dtype) for n in sizes)
+    return Factors(jnp.zeros_like(x), zeros, tuple(map(jnp.array, zeros)))
+
+  def init(params):
+    mu = jax.tree.map(jnp.zeros_like, params)
+    factors = jax.tree.map(new, params, roles.of(params, axes))
+    return SoapState(jnp.zeros((), jnp.int32), mu, factors)
+
+  def one(g, mu, f, a, t):
+    shape, g = g.shape, roles.to_matrices(g, a)
+    products = g @ jnp.swapaxes(g, 1, 2), jnp.swapaxes(g, 1, 2) @ g
+    bases = jax.lax.cond(
+      t == 1,
+      lambda: tuple(
+        _eigenvectors(p, q) for p, q in zip(products, f.bases, strict=True)
+      ),
+      lambda: f.bases,
+    )
+    mu = roles.to_matrices(mu, a)
+    rotated = _rotate(g, bases)
+    nu = b2 * f.nu + (1 - b2) * rotated**2
+    u = _rotate(mu / (1 - b1**t), bases)
+    u = u / (jnp.sqrt(nu / (1 - b2**t)) + eps)
+    u = _rotate(u, bases, back=True)
+    grams = tuple(
+      shampoo_b2 * old + (1 - shampoo_b2) * p if old.size else old
+      for old, p in zip(f.grams, products, strict=True)
+    )
+    nu, bases = jax.lax.cond(
+      t % refresh_every == 0, _refresh, lambda n, g, b: (n, b), nu, grams, bases
+    )
+    return roles.from_matrices(u, a, shape), Factors(nu, grams, bases)
+
+  def update(updates, state, params=None):
+    del params
+    t = state.count + 1
+    mu = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, updates, state.mu)
+    out = jax.tree.map(
+      lambda g, m, f, a: one(g, m, f, a, t),
+      updates,
+      mu,
+      _as_leaves(updates, state.factors),
+      roles.of(updates, axes),
+    )
+    u = jax.tree.map(lambda _, o: o[0], updates, out)
+    factors = jax.tree.map(lambda _, o: o[1], updates, out)
+    return u, SoapState(t, mu, factors)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _as_leaves(like, tree):
+  """`tree` with everything below the leaves of `like` kept as it is."""
+  treedef = jax.tree.structure(like)
+  return treedef.unflatten(treedef.flatten_up_to(tree))
+
+
+def _eigenvectors(gram, like):
+  """Columns by falling eigenvalue; nothing for a side that is not rotated."""
+  return jnp.linalg.eigh(gram)[1][..., ::-1] if like.size else like
+
+
+def _rotate(x_BMN, bases, back=False):
+  left, right = bases
+  if left.size:
+    x_BMN = (left if back else jnp.swapaxes(left, 1, 2)) @ x_BMN
+  if right.size:
+    x_BMN = x_BMN @ (jnp.swapaxes(right, 1, 2) if back else right)
+  return x_BMN
+
+
+def _refresh(nu, grams, bases):
+  """One step of orthogonal iteration; nu follows the order of the columns."""
+  new = []
+  for axis, gram, basis in zip((1, 2), grams, bases, strict=True):
+    if not basis.size:
+      new.append(basis)
+      continue
+    values = jnp.einsum('bij,bik,bkj->bj', basis, gram, basis)
+    order = jnp.argsort(-values, axis=1)
+    basis = jnp.take_along_axis(basis, order[:, None, :], 2)
+    index = order[:, :, None] if axis == 1 else order[:, None, :]
+    nu = jnp.take_along_axis(nu, index, axis)
+    new.append(jnp.linalg.qr(gram @ basis)[0])
+  return nu, tuple(new)
