@@ -68,7 +68,10 @@ def load_config(text: str) -> ConfigDict:
     raise UserError(f"'{path}' is not a .py config or a run's config.json.")
   module_spec = importlib.util.spec_from_file_location('config_file', path)
   module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
+  try:
+    module_spec.loader.exec_module(module)
+  except SyntaxError as e:
+    raise UserError(f"'{path}', line {e.lineno}: {e.msg}.") from e
   if not hasattr(module, 'get_config'):
     raise UserError(f"'{path}' has no get_config().")
   return module.get_config(arg) if arg else module.get_config()

@@ -49,8 +49,11 @@ def _lock(run: pathlib.Path) -> Any:
   Raises:
     UserError: another process trains in it.
   """
-  run.mkdir(parents=True, exist_ok=True)
-  handle = (run / LOCK).open('w')
+  try:
+    run.mkdir(parents=True, exist_ok=True)
+    handle = (run / LOCK).open('w')
+  except OSError as e:
+    raise UserError(f"'{run}' cannot be used as --workdir: {e}.") from e
   try:
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as e:

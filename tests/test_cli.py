@@ -1,0 +1,182 @@
+"""The command line of launch.train: mistakes, --dry_run, new components."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from launch import cli, train
+from lm import run as run_lib
+from tests import helpers
+
+SCRIPTS = sorted(
+  p
+  for pattern in ('launch/**/*.sh', 'launch/**/*.sbatch', '.ci/run')
+  for p in helpers.ROOT.glob(pattern)
+)
+
+_ONE_LAYER = '--config.model.num_layers=1'  # compiles sooner
+
+
+def _train(*args, monkeypatch):
+  """Runs launch.train in this process; returns its exit code."""
+  monkeypatch.chdir(helpers.ROOT)
+  monkeypatch.setattr(sys, 'argv', ['train', *map(str, args)])
+  flags.FLAGS.unparse_flags()
+  for name in [f for f in flags.FLAGS if f.startswith('config.')]:
+    delattr(flags.FLAGS, name)  # each parse defines its own
+  with pytest.raises(SystemExit) as e:
+    cli.run(train.main, train._DEFAULT)
+  return e.value.code
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    (['--workdir='], '--workdir is missing'),
+    (['--workdirr=x'], "Unknown command line flag 'workdirr'"),
+    (['x'], "'x' is not a flag"),
+    (['--config=configs/debgu.py'], "Did you mean 'configs/debug.py'?"),
+    (['--config=Makefile'], "'Makefile' is not a .py config"),
+    (['--config={tmp}/config.json'], "config.json' does not exist"),
+    (['--config={tmp}/broken.json'], 'is not the config.json of a run'),
+    (['--config={tmp}/broken.py'], "broken.py', line 1: invalid syntax"),
+    (['--config={tmp}/empty.py'], 'has no get_config()'),
+    (['--config=configs/debug.py:lion'], "'lion' is not a choice"),
+    (['--config=configs/debug.py:optimiser=lion'], "Did you mean 'optimizer'?"),
+    (['--config=configs/debug.py:optimizer=lionn'], "Did you mean 'lion'?"),
+    (['--config=configs/debug.py:schedule=wds'], "Did you mean 'wsd'?"),
+    (['--config.optimizer.b3=0.9'], "no field 'optimizer.b3'. Did you mean"),
+    (['--config.learning_rates=1'], "Did you mean 'learning_rate'?"),
+    (['--config.optimizer.name=lion'], '--config=FILE:optimizer=lion'),
+    (['--config.num_steps=ten'], 'ten'),
+    (['--config.num_steps=1.5'], '1.5'),
+    (['--config.learning_rate=fast'], 'fast'),
+    (['--config.checkpoint.mean=perhaps'], 'perhaps'),
+    (['--config.model=3'], 'model'),
+    (['--config.num_steps=0'], 'num_steps=0 must be at least 1'),
+    (['--config.batch_size=7'], 'batch_size=7 must be a positive multiple'),
+    (['--config.mesh.fsdp=3'], 'does not make 8 devices'),
+    (['--config.schedule.shape=lin'], 'linear'),
+    (['--config.data.source=web'], "web"),
+    (['--config.data.source=bin'], 'data.train'),
+    (['--config.branch=nowhere@5'], "'nowhere' has no checkpoints"),
+    (['--config.model.dtype=float31'], 'float31'),
+    (['--config.model.remat=some'], 'some'),
+    (['--config.model.attention=fast'], 'fast'),
+    (['--config.model.num_kv_heads=3'], 'num_kv_heads'),
+    (['--num_processes=2'], 'need a --coordinator'),
+    (['--coordinator=localhost:1'], '--num_processes >= 1'),
+    (['--workdir={tmp}/empty.py'], 'empty.py'),
+    (['--workdir={tmp}/empty.py/below'], 'empty.py'),
+  ],
+  ids=lambda x: ''.join(x).replace('{tmp}/', '') if isinstance(x, list) else '',
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(
+  arguments, sentence, tmp_path, monkeypatch, capsys
+):
+  (tmp_path / 'broken.json').write_text('{"a": 1')
+  (tmp_path / 'broken.py').write_text('def get_config(:')
+  (tmp_path / 'empty.py').write_text('')
+  before = sorted(tmp_path.rglob('*'))
+  given = [a.format(tmp=tmp_path) for a in arguments]
+  code = _train(
+    '--config=configs/debug.py', f'--workdir={tmp_path}/new', *given,
+    monkeypatch=monkeypatch,
+  )  # fmt: skip
+  assert code == 2
+  lines = capsys.readouterr().err.splitlines()
+  assert [x for x in lines if x.startswith('error: ')] == lines[-1:]
+  assert sentence in lines[-1]
+  assert 'Traceback' not in ''.join(lines)
+  assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_the_config_of_a_run_makes_the_run_again(tmp_path, monkeypatch, capsys):
+  a, b = tmp_path / 'a', tmp_path / 'b'
+  given = ['--config=configs/debug.py:optimizer=lion,schedule=cosine']
+  given += ['--config.num_steps=3', '--config.optimizer.b1=0.8', _ONE_LAYER]
+  assert _train(*given, f'--workdir={a}', monkeypatch=monkeypatch) == 0
+  output = capsys.readouterr().out
+  assert f'{a}: done. Next: python -m launch.' in output
+  again = [f'--config={a}/config.json', f'--workdir={b}']
+  assert _train(*again, monkeypatch=monkeypatch) == 0
+  helpers.assert_same_run(a, b)
+  configs = [json.loads((r / 'config.json').read_text()) for r in (a, b)]
+  assert configs[0] == configs[1]
+  assert configs[0]['optimizer'] == {
+    **configs[0]['optimizer'], 'name': 'lion', 'b1': 0.8
+  }  # fmt: skip
+
+
+def test_dry_run_prints_and_creates_nothing(tmp_path, monkeypatch, capsys):
+  arguments = [
+    '--config=configs/debug.py', '--dry_run', f'--workdir={tmp_path}/a'
+  ]  # fmt: skip
+  assert _train(*arguments, monkeypatch=monkeypatch) == 0
+  output = capsys.readouterr().out
+  for word in ('parameters', 'FLOPs per token', 'memory', 'one checkpoint'):
+    assert word in output
+  assert list(tmp_path.iterdir()) == []
+
+
+NEW = """
+import jax
+import optax
+
+
+def zz_test_descent(
+  learning_rate, axes=None, *, momentum: float = 0.9, weight_decay: float = 0.0
+):
+  if axes is not None:
+    assert jax.tree.leaves(axes)[0].names
+  return optax.chain(
+    optax.trace(momentum),
+    optax.add_decayed_weights(weight_decay),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+"""
+
+
+@pytest.fixture
+def new_optimizer():
+  """A file dropped into optimizers/, gone again whatever happens."""
+  path = helpers.ROOT / 'optimizers' / 'zz_test_descent.py'
+  path.write_text(NEW)
+  try:
+    yield path.stem
+  finally:
+    path.unlink()
+    sys.modules.pop(f'optimizers.{path.stem}', None)
+
+
+def test_a_new_file_is_a_new_optimizer(
+  new_optimizer, tmp_path, monkeypatch, capsys
+):
+  assert NEW.count('\n') < 18
+  assert _train('--help', monkeypatch=monkeypatch) == 0
+  optimizers = capsys.readouterr().out.split('Optimizers: ')[1].split('\n')[0]
+  assert new_optimizer in optimizers.split(', ')
+  arguments = [
+    f'--config=configs/debug.py:optimizer={new_optimizer}',
+    _ONE_LAYER,
+    '--config.num_steps=3',
+    '--config.optimizer.momentum=0.5',
+    f'--workdir={tmp_path}/a',
+  ]
+  assert _train(*arguments, monkeypatch=monkeypatch) == 0
+  run = run_lib.Run(tmp_path / 'a')
+  assert run.meta['status'] == 'done'
+  assert run.config.optimizer.momentum == 0.5
+
+
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda p: p.name)
+def test_scripts_are_valid(path):
+  subprocess.run(['bash', '-n', path], check=True)
+  assert path.read_text().startswith('#!')
+  assert 'pipefail' in path.read_text()
+  if shutil.which('shellcheck'):
+    subprocess.run(['shellcheck', path], check=True)
