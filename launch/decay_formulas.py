@@ -25,25 +25,20 @@ _LEAVES = {
 
 def table() -> str:
   """Returns the markdown table over all optimizers and modes."""
-  rows = {}
-  for name in spec.names('optimizers'):
+  names = spec.names('optimizers')
+  groups = {}  # (kinds of parameters, entries) -> optimizers that share them
+  for name in names:
     entries = [formulas(name, mode) for mode in decay.MODES]
+    kinds = {}
     for leaf in _LEAVES:
-      rows[name, leaf] = tuple(e[leaf] for e in entries)
+      kinds.setdefault(tuple(e[leaf] for e in entries), []).append(leaf)
+    for row, leaves in kinds.items():
+      groups.setdefault((', '.join(leaves), row), []).append(name)
   lines = [('optimizer', 'parameters', *decay.MODES)]
   lines.append(tuple('---' for _ in lines[0]))
-  for name in spec.names('optimizers'):
-    first, second, vectors = (rows[name, leaf] for leaf in _LEAVES)
-    if first == second:
-      lines.append((name, 'matrices, embeddings, head', *first))
-    else:
-      lines.append((name, 'matrices', *first))
-      lines.append((name, 'embeddings, head', *second))
-    if any(v != '0' for v in vectors):
-      lines.append((name, 'norm scales', *vectors))
-  zero = tuple('0' for _ in decay.MODES)
-  if all(rows[n, 'norm scales'] == zero for n in spec.names('optimizers')):
-    lines.append(('all', 'norm scales', *zero))
+  for (leaves, row), sharing in sorted(groups.items(), key=lambda x: x[1]):
+    who = 'all' if sharing == names else ', '.join(sharing)
+    lines.append((who, leaves, *row))
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
