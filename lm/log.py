@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
 from rich import console as rich_console
 from rich import progress as rich_progress
 from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -17,6 +18,15 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes JSON so that a reader sees the old file or the new, never a part."""
   temporary = path.with_name(path.name + '.tmp')
   temporary.write_text(json.dumps(value, indent=2) + '\n')
+  temporary.replace(path)
+
+
+def write_multipliers(run: pathlib.Path, values: np.ndarray) -> None:
+  """Writes RUN/schedules/multiplier.npz, which schedule=table reads."""
+  path = run / 'schedules' / 'multiplier.npz'
+  path.parent.mkdir(exist_ok=True)
+  temporary = path.with_name('temporary.npz')
+  np.savez_compressed(temporary, multiplier=values.astype(np.float32))
   temporary.replace(path)
 
 

@@ -17,6 +17,7 @@ from lm import (
   checkpoint,
   data,
   evaluate,
+  follow,
   log,
   mesh,
   model,
@@ -50,6 +51,7 @@ def build(config: ConfigDict) -> Built:
   )
   tokens = data.build(config)
   step.multiplier(config, 0, {})  # a refusal of the schedule comes early
+  follow.floats(config, 0, step.floats(config))
   net = model.build(config.model)
   key = jax.random.key(config.seed)
   init = lambda: state.init(config, net, key)
@@ -117,6 +119,7 @@ def train(config: ConfigDict, workdir: str) -> str:
     lambda: card.Card(run, config, fingerprint) if main else None
   )
   processes.check_shared(run / card.LOCK)
+  multipliers = step.multipliers(config) if main else None
   checkpoints = checkpoint.Checkpoints(
     run, config.checkpoint.keep_latest, config.checkpoint.keep_every_steps
   )
@@ -127,6 +130,7 @@ def train(config: ConfigDict, workdir: str) -> str:
     writer = _writer(config, built, run, int(start.step)) if main else None
     if main:
       notes.start()
+      log.write_multipliers(run, multipliers)
       print(f'{run}: {origin}; {built.data.summary}', flush=True)
     step_reached, status = int(start.step), 'crashed'
     try:

@@ -9,9 +9,8 @@ logits = run.model.apply(params, tokens_BT)
 import functools
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -22,13 +21,7 @@ from lm import mesh as mesh_lib
 from lm import model as model_lib
 from lm import step as step_lib
 from lm.errors import UserError, did_you_mean
-
-
-class Series(NamedTuple):
-  """One metric: step (n,) int64 and value (n,) float64."""
-
-  step: np.ndarray
-  value: np.ndarray
+from lm.foreign_logs import Series
 
 
 class Run:
@@ -106,10 +99,7 @@ class Run:
 
   def schedule(self) -> np.ndarray:
     """Returns the multiplier of every update, float64 (num_steps,)."""
-    traced = step_lib.floats(self.config)['schedule']
-    steps = np.arange(self.config.num_steps, dtype=np.int32)
-    one = lambda s: step_lib.multiplier(self.config, s, traced)
-    return np.asarray(jax.jit(jax.vmap(one))(steps), np.float64)
+    return step_lib.multipliers(self.config)
 
   def learning_rates(self) -> np.ndarray:
     """Returns the learning rate of every update, float64 (num_steps,)."""

@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lm import loss, spec
+from lm import follow, loss, spec
 from lm.model import Model
 from lm.state import TrainState
 
@@ -34,6 +35,14 @@ def multiplier(config: ConfigDict, step: Any, traced: dict[str, Any]) -> Any:
   return schedule(step)
 
 
+def multipliers(config: ConfigDict) -> np.ndarray:
+  """Returns the multiplier of every update, float64 (num_steps,)."""
+  traced = floats(config)['schedule']
+  steps = np.arange(config.num_steps, dtype=np.int32)
+  one = lambda s: multiplier(config, s, traced)
+  return np.asarray(jax.jit(jax.vmap(one))(steps), np.float64)
+
+
 def build_train(config: ConfigDict, model: Model) -> Callable[..., Any]:
   """Returns `train_step(state, tokens_BS, floats) -> (state, metrics)`.
 
@@ -50,6 +59,8 @@ def build_train(config: ConfigDict, model: Model) -> Callable[..., Any]:
     rate = traced['learning_rate'] * multiplier(
       config, state.step, traced['schedule']
     )
+    followed = follow.floats(config, state.step, traced)
+    traced = {**traced, 'optimizer': {**traced['optimizer'], **followed}}
     good = jnp.isfinite(cross_entropy) & jnp.isfinite(l2)
     update = lambda: _update(config, model, state, grads, l2, rate, traced)
     keep = lambda: (state.params, state.opt_state)
@@ -71,6 +82,7 @@ def build_train(config: ConfigDict, model: Model) -> Callable[..., Any]:
       'grad/l1': optax.tree.norm(grads, ord=1),
       'optim/lr': rate,
       'param/l2': optax.tree.norm(state.params),
+      **{f'optim/{k}': v for k, v in followed.items()},
     }
     return new, metrics
 
