@@ -15,8 +15,9 @@ import sys
 import tempfile
 import time
 
-from absl import app, flags
+from absl import flags
 
+from launch import cli
 from lm import checkpoint, log
 from tests import helpers
 
@@ -26,8 +27,7 @@ _SEED = flags.DEFINE_integer('seed', 0, 'of the moments')
 _ROW = '{:>4}  {:>9}  {:>9}  {:>10}  {}'
 
 
-def main(argv: list[str]) -> int:
-  del argv
+def main() -> int:
   with tempfile.TemporaryDirectory() as folder:
     whole, killed = (pathlib.Path(folder, x) for x in ('whole', 'killed'))
     _time(pathlib.Path(folder, 'compiles'))
@@ -81,8 +81,8 @@ def _kill_often(run: pathlib.Path, start: float, train: float) -> int:
   print(_ROW.format('kill', 'after', 'last line', 'checkpoint', 'moment'))
   for kill in range(_KILLS.value):
     after = rng.uniform(0, start)
-    if kill % 4:  # on average the last of these is near the end of the run
-      after = start + rng.uniform(0, 2 * train / _KILLS.value)
+    if kill % 4:  # short enough for the run to outlast all kills
+      after = start + rng.uniform(0, 1.5 * train / _KILLS.value)
     process = _start(run)
     try:
       process.wait(after)
@@ -112,4 +112,4 @@ def _moment(run: pathlib.Path, kill: int) -> str:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)
