@@ -1,6 +1,7 @@
 """The command line of launch.train: mistakes, --dry_run, new components."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -180,3 +181,27 @@ def test_scripts_are_valid(path):
   assert 'pipefail' in path.read_text()
   if shutil.which('shellcheck'):
     subprocess.run(['shellcheck', path], check=True)
+
+
+def test_the_pod_recipe_passes_flags_on(tmp_path):
+  """With a gcloud that prints what it was asked to do."""
+  gcloud = tmp_path / 'gcloud'
+  gcloud.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+  gcloud.chmod(0o755)
+  environment = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}'}
+  pod = lambda *args: subprocess.run(
+    [helpers.ROOT / 'launch' / 'tpu' / 'pod.sh', *args],
+    env=environment, capture_output=True, text=True,
+  )  # fmt: skip
+  done = pod('train', '--workdir=/mnt/a b', '--config=x.py:size=1b')
+  assert done.returncode == 0
+  assert '--worker=all' in done.stdout
+  assert (
+    r'launch.train --workdir=/mnt/a\ b --config=x.py:size=1b' in done.stdout
+  )
+  assert (
+    pod('delete').stdout.split()[:4] == ['compute', 'tpus', 'tpu-vm', 'delete']
+  )
+  usage = pod('remove')
+  assert usage.returncode == 2
+  assert 'pod.sh create' in usage.stderr
