@@ -1,6 +1,9 @@
 """Reads the complete config.json of a run: the run again, word for word.
 
 python -m launch.train --config=runs/a/config.json --workdir=runs/again
+
+Behind a colon stands what it shall have instead, with default knobs:
+--config=runs/a/config.json:schedule=table (or optimizer=...).
 """
 
 import json
@@ -9,20 +12,25 @@ import pathlib
 from ml_collections import ConfigDict
 
 from configs import base
+from lm import spec
 from lm.errors import UserError
 
 
-def get_config(path: str) -> ConfigDict:
+def get_config(arg: str) -> ConfigDict:
+  path, _, chosen = arg.partition('.json:')
+  path = f'{path}.json' if chosen else arg
   if not pathlib.Path(path).is_file():
     raise UserError(f"'{path}' does not exist.")
   try:
     stored = json.loads(pathlib.Path(path).read_text())
-    optimizer, schedule = stored['optimizer'], stored['schedule']
+    names = {k: stored[k]['name'] for k in ('optimizer', 'schedule')}
   except (ValueError, KeyError, TypeError) as e:
     raise UserError(f"'{path}' is not the config.json of a run.") from e
-  c = base.get_config(
-    f'optimizer={optimizer["name"]},schedule={schedule["name"]}'
-  )
+  choice = spec.parse(chosen, **names)
+  c = base.get_config(','.join(f'{k}={v}' for k, v in choice.items()))
+  for part, name in choice.items():
+    if name != names[part]:
+      del stored[part]
   try:
     c.update(ConfigDict(stored))
   except (KeyError, TypeError) as e:

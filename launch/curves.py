@@ -1,0 +1,85 @@
+"""Schedules by name, knob and number of steps, as curves (not a command)."""
+
+import ast
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from launch import cli
+from lm import spec
+from lm.errors import UserError
+
+_COMMA = r',(?![^(]*\))'  # none inside parentheses
+
+
+class Curve(NamedTuple):
+  """A schedule: `value` holds a multiplier for each step."""
+
+  name: str
+  value: np.ndarray
+
+
+def split(text: str) -> list[str]:
+  """Splits 'wsd:decay=0.2,shape=cosine,linear' into two schedules.
+
+  A part without a name is one more knob of the schedule before it; commas
+  inside parentheses belong to a tuple.
+  """
+  found: list[str] = []
+  for part in filter(None, re.split(_COMMA, text)):
+    if found and '=' in part.partition(':')[0]:
+      found[-1] += f',{part}'
+    else:
+      found.append(part)
+  return found
+
+
+def parse(text: str) -> ConfigDict:
+  """Parses 'wsd:decay=0.2,shape=cosine' into a schedule's config.
+
+  Raises:
+    UserError: an unknown schedule or knob, or a value of another type.
+  """
+  name, _, arg = text.partition(':')
+  config = spec.spec('schedules', name)
+  knobs = {}
+  for part in filter(None, re.split(_COMMA, arg)):
+    key, equals, value = part.partition('=')
+    if not equals:
+      raise UserError(f"'{text}': '{part}' is not KEY=VALUE.")
+    knobs[key] = _typed(text, key, value, config.get(key, ''))
+  return spec.spec('schedules', name, **knobs)
+
+
+def _typed(text: str, key: str, value: str, default: Any) -> Any:
+  if isinstance(default, str):
+    return value
+  try:
+    return type(default)(ast.literal_eval(value))
+  except (ValueError, SyntaxError, TypeError) as e:
+    kind = type(default).__name__
+    raise UserError(f"'{text}': {key}='{value}' must be a {kind}.") from e
+
+
+def as_flags(text: str) -> str:
+  """Returns the flags with which a run has this schedule."""
+  config = parse(text)
+  default = spec.spec('schedules', config.name)
+  flags = [
+    f'--config.schedule.{k}={v}' for k, v in config.items() if v != default[k]
+  ]
+  return ' '.join([f':schedule={config.name}', *flags])
+
+
+def curve(text: str, num_steps: int) -> Curve:
+  """Returns the multipliers of a schedule, float64 (num_steps,)."""
+  import jax
+
+  if num_steps < 2:
+    raise UserError(f'--num_steps={num_steps} must be at least 2.')
+  with cli.user_errors():
+    schedule = spec.build('schedules', parse(text), num_steps)
+    values = jax.jit(jax.vmap(schedule))(np.arange(num_steps, dtype=np.int32))
+  return Curve(text, np.asarray(values, np.float64))

@@ -1,0 +1,81 @@
+r"""Draws schedules: by name and knobs, of runs and logs, and from tables.
+
+  python -m launch.plot_schedule --schedules=cosine,wsd:decay=0.2,shape=1-sqrt
+  python -m launch.plot_schedule --runs=runs/a,runs/b --schedules=linear
+  python -m launch.plot_schedule --schedules=table:path=mine.csv
+
+A run is drawn by its learning rates over its peak. The table has, for each, the
+mean multiplier and what the convex bound says of it relative to the first: its
+best peak learning rate and its loss there.
+"""
+
+import pathlib
+
+from absl import flags
+
+from launch import cli
+from lm.errors import UserError
+
+_SCHEDULES = flags.DEFINE_string(
+  'schedules', '', 'NAME:KEY=VALUE,...,NAME,... of schedules/NAME.py'
+)
+_RUNS = flags.DEFINE_list('runs', [], 'run directories or logs; A+B joins')
+_NUM_STEPS = flags.DEFINE_integer(
+  'num_steps', 0, 'of --schedules; 0 = of the first run, or 1000'
+)
+_TAG = flags.DEFINE_string('tag', '', 'of the learning rate, in foreign logs')
+_OUT = flags.DEFINE_string('out', 'schedules.png', 'the picture')
+
+
+def main() -> None:
+  if not _SCHEDULES.value and not _RUNS.value:
+    raise UserError(
+      '--schedules and --runs are missing; for example --schedules=cosine,wsd.'
+    )
+  out = pathlib.Path(_OUT.value)
+  if out.suffix != '.png':
+    raise UserError(f"--out='{out}' must end in .png.")
+  from launch import curves, schedule_pictures, show
+
+  found = [_of_run(text) for text in _RUNS.value]
+  steps = _NUM_STEPS.value or (found[0].value.size if found else 1000)
+  found += [curves.curve(t, steps) for t in curves.split(_SCHEDULES.value)]
+  show.table(
+    ['schedule', 'steps', 'mean', 'last', 'best peak', 'best loss bound'],
+    _rows(found),
+  )
+  show.save(schedule_pictures.multipliers(found), out)
+  print(f'wrote {out}')
+  chosen = (curves.split(_SCHEDULES.value) or ['wsd'])[0]
+  print(
+    'Next: python -m launch.train --config=configs/debug.py'
+    f'{curves.as_flags(chosen)} --workdir=runs/new'
+  )
+
+
+def _of_run(text):
+  from launch import curves
+  from lm import foreign_logs
+
+  rates = foreign_logs.learning_rates(foreign_logs.read(text), _TAG.value)
+  if not rates.max() > 0:
+    raise UserError(f'{text}: no learning rate is above 0.')
+  return curves.Curve(text, rates / rates.max())
+
+
+def _rows(found):
+  from schedules.theory import bound
+
+  with cli.user_errors():
+    best = [bound.best(c.value) for c in found]
+  first = best[0]
+  return [
+    [c.name, c.value.size, f'{c.value.mean():.4f}', f'{c.value[-1]:.4f}',
+     f'{b.learning_rate / first.learning_rate:.3f}',
+     f'{b.bound / first.bound:.3f}']
+    for c, b in zip(found, best, strict=True)
+  ]  # fmt: skip
+
+
+if __name__ == '__main__':
+  cli.run(main)

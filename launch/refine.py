@@ -1,0 +1,86 @@
+r"""Computes the schedule that the gradient norms of a run ask for.
+
+  python -m launch.refine --run=runs/a
+  python -m launch.refine --run=runs/a --norm=l2 --num_steps=5000 --warmup=0.02
+  python -m launch.refine --run=log.csv --tag=grad_norm --power=2
+
+Norms of every step -> median filter -> weights norm^-power -> multipliers
+(arXiv 2310.07831, algorithm 1). Writes RUN/schedules/refined.npz, which
+--config=...:schedule=table reads, a picture, and the experiment that can refute
+it. Refinement has lost as well as won against a linear decay.
+"""
+
+import pathlib
+
+from absl import flags
+
+from launch import cli
+from lm.errors import UserError
+
+_RUN = flags.DEFINE_string('run', '', 'a run directory or log; A+B joins')
+_NORM = flags.DEFINE_enum(
+  'norm', 'auto', ['auto', 'l1', 'l2'], 'auto: by the optimizer of the run'
+)
+_POWER = flags.DEFINE_float('power', -1, 'of the weights; -1: by the optimizer')
+_TAU = flags.DEFINE_float('tau', 0.1, 'width of the median filter / run')
+_NUM_STEPS = flags.DEFINE_integer(
+  'num_steps', 0, 'of the run that will use it; 0 = as many as this one'
+)
+_WARMUP = flags.DEFINE_float(
+  'warmup', 0.0, 'fraction of the run that is multiplied by a linear warm-up'
+)
+_TAG = flags.DEFINE_string('tag', '', 'of the norms, in a foreign log')
+_SEEDS = flags.DEFINE_integer('seeds', 3, 'of the refuting experiment')
+_OUT = flags.DEFINE_string(
+  'out', '', 'default RUN/schedules/refined.npz; ./refined.npz for a log'
+)
+
+
+def main() -> None:
+  if not _RUN.value:
+    raise UserError('--run is missing; for example --run=runs/a.')
+  from launch import refinement, schedule_pictures, show
+  from lm import foreign_logs
+
+  found = foreign_logs.read(_RUN.value)
+  choice = refinement.choose(found, _NORM.value, _POWER.value, _TAG.value)
+  print(choice.why)
+  with cli.user_errors():
+    result = refinement.refine(
+      found, choice, _TAU.value, _NUM_STEPS.value, _WARMUP.value
+    )
+  out = pathlib.Path(_OUT.value or _default(found))
+  refinement.write(out, result)
+  picture = schedule_pictures.refined(
+    result.norms, result.smooth, result.curves, choice.tag
+  )
+  show.save(picture, out.with_suffix('.png'))
+  for line in refinement.remarks(result):
+    print(line)
+  print(f'wrote {out} and {out.with_suffix(".png")}')
+  if not found.config:
+    print(
+      'To refute it: this schedule against a linear decay in your trainer, '
+      'both at 4 peak learning rates and 3 seeds.'
+    )
+    return
+  config, script = refinement.write_experiment(
+    out, _RUN.value, result.multiplier.size, _SEEDS.value
+  )
+  print(
+    f'wrote {config} and {script}: both schedules at 4 peak learning rates '
+    f'and {_SEEDS.value} seeds'
+  )
+  print(
+    f'Next: python -m launch.train --config={config}:schedule=refined '
+    f'--workdir={_RUN.value.rstrip("/")}-refined'
+  )
+
+
+def _default(found):
+  inside = pathlib.Path(found.name) / 'schedules' / 'refined.npz'
+  return inside if found.config else 'refined.npz'
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,97 @@
+"""Figures of the schedule tools (not a command)."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import figure
+
+mpl.use('Agg')
+_POINTS = 2000  # drawn of a curve, at most
+
+
+def _figure(columns: int, width: float = 5.2):
+  fig = figure.Figure(figsize=(width * columns, 3.6), layout='constrained')
+  return fig, fig.subplots(1, columns, squeeze=False)[0]
+
+
+def _line(ax, values, **style) -> None:
+  """Draws one value per step, of a long curve each n-th and the last."""
+  at = np.unique(np.linspace(0, len(values) - 1, _POINTS).astype(int))
+  ax.plot(at, np.asarray(values)[at], **style)
+
+
+def multipliers(curves: Sequence) -> figure.Figure:
+  """Draws launch.curves.Curve of any lengths, each over its own steps."""
+  fig, (ax,) = _figure(1, width=9)
+  dashes = ('-', '--', ':', '-.')
+  for i, c in enumerate(curves):
+    _line(ax, c.value, label=c.name, linestyle=dashes[i // 10 % 4])
+  ax.set(xlabel='step', ylabel='multiplier', ylim=(-0.03, 1.05))
+  ax.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1))
+  return fig
+
+
+def refined(
+  norms: np.ndarray, smooth: np.ndarray, curves: Mapping, label: str
+) -> figure.Figure:
+  """Draws gradient norms with their median, and schedules over them."""
+  fig, (left, right) = _figure(2)
+  _line(left, norms, color='0.75', label='logged')
+  _line(left, smooth, color='C0', label='median filtered')
+  top = np.nanquantile(norms[np.isfinite(norms)], 0.995)
+  low = np.nanmin(smooth)
+  left.set(xlabel='step', ylabel=label, ylim=(0.9 * low, 1.1 * top))
+  left.legend(fontsize=7)
+  for name, values in curves.items():
+    style = {'color': 'C3'} if name == 'refined' else {'linestyle': '--'}
+    _line(right, values, label=name, **style)
+  right.set(xlabel='step', ylabel='multiplier', ylim=(-0.03, 1.05))
+  right.legend(fontsize=7)
+  return fig
+
+
+def predicted(
+  measured: np.ndarray, fitted: np.ndarray, held: Sequence, lines: Mapping
+) -> figure.Figure:
+  """Draws measured against predicted losses, and loss by peak rate.
+
+  Args:
+    measured, fitted: of the runs of the fit.
+    held: (name, measured, predicted, half width) of held-out runs.
+    lines: schedule -> (peaks, losses).
+  """
+  fig, (left, right) = _figure(2)
+  left.plot(fitted, measured, 'o', color='0.4', label='in the fit')
+  for i, (name, want, got, half) in enumerate(held):
+    left.errorbar(got, want, xerr=half, fmt='s', color=f'C{i % 10}', label=name)
+  values = [*measured, *fitted, *(x for _, w, g, _ in held for x in (w, g))]
+  ends = [min(values), max(values)]
+  pad = 0.1 * (ends[1] - ends[0])
+  ends = [ends[0] - pad, ends[1] + pad]
+  left.plot(ends, ends, color='0.8', zorder=0)
+  left.set(xlabel='predicted loss', ylabel='measured loss', xlim=ends,
+           ylim=ends)  # fmt: skip
+  left.legend(fontsize=7)
+  for name, (peaks, losses) in lines.items():
+    right.plot(peaks, losses, label=name)
+  right.set(xlabel='peak learning rate', ylabel='predicted final loss',
+            xscale='log')  # fmt: skip
+  right.legend(fontsize=7)
+  return fig
+
+
+def ranges(
+  name: str, values, losses, smooth, spacing: str, marks: Mapping
+) -> figure.Figure:
+  """Draws the loss over the swept value, with vertical marks."""
+  fig, (ax,) = _figure(1)
+  ax.plot(values, losses, color='0.8', label='loss of the batch')
+  ax.plot(values, smooth, color='C0', label='smoothed')
+  for i, (label, at) in enumerate(marks.items(), 1):
+    ax.axvline(at, color=f'C{i}', linestyle='--', label=f'{label} {at:.3g}')
+  top = max(smooth[0], np.min(smooth)) * 1.3
+  ax.set(xlabel=name, ylabel='training loss (nats)', ylim=(None, top),
+         xscale='log' if spacing == 'exponential' else 'linear')  # fmt: skip
+  ax.legend(fontsize=7)
+  return fig
