@@ -106,9 +106,10 @@ def _kill_often(run: pathlib.Path, start: float, train: float) -> int:
 
 
 def _moment(run: pathlib.Path, kill: int) -> str:
-  if any((run / 'checkpoints').glob('*.orbax-checkpoint-tmp')):
-    return 'while saving'
-  return 'while training' if kill % 4 else 'while starting'
+  if kill % 4 == 0:
+    return 'while starting'
+  saving = any((run / 'checkpoints').glob('*.orbax-checkpoint-tmp'))
+  return 'while saving' if saving else 'while training'
 
 
 if __name__ == '__main__':
