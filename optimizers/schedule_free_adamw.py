@@ -23,8 +23,8 @@ def schedule_free_adamw(
     x is the mean of z;  y = (1 - b1) z + b1 x
 
   Use a constant learning rate after a warm-up, and evaluate x:
-  `parts.schedule_free.eval_params`. Decay acts at y. State: z, weight_sum,
-  max_lr, inner (that of AdamW).
+  `parts.schedule_free.eval_params`. What a run evaluates and saves is y.
+  Decay acts at y. State: z, weight_sum, max_lr, inner (that of AdamW).
   """
   if callable(learning_rate):
     check(decay, learning_rate, peak)
