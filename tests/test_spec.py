@@ -85,7 +85,8 @@ def test_a_component_with_a_bad_default_is_named(component):
 
 def test_parse():
   assert spec.parse('', size='tiny') == {'size': 'tiny'}
-  assert spec.parse('a=1,b=2', a='', b='', c='3') == dict(a='1', b='2', c='3')
+  chosen = spec.parse('a=1,b=2', a='', b='', c='3')
+  assert chosen == {'a': '1', 'b': '2', 'c': '3'}
   for bad in ('siz=tiny', 'size', 'size=', '=x'):
     with pytest.raises(UserError, match='size'):
       spec.parse(bad, size='tiny')
