@@ -199,9 +199,12 @@ def test_the_pod_recipe_passes_flags_on(tmp_path):
   assert (
     r'launch.train --workdir=/mnt/a\ b --config=x.py:size=1b' in done.stdout
   )
-  assert (
-    pod('delete').stdout.split()[:4] == ['compute', 'tpus', 'tpu-vm', 'delete']
-  )
+  assert pod('delete').stdout.split()[:4] == [
+    'compute',
+    'tpus',
+    'tpu-vm',
+    'delete',
+  ]
   usage = pod('remove')
   assert usage.returncode == 2
   assert 'pod.sh create' in usage.stderr
