@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,11 +76,16 @@ def as_flags(text: str) -> str:
 
 def curve(text: str, num_steps: int) -> Curve:
   """Returns the multipliers of a schedule, float64 (num_steps,)."""
-  import jax
-
   if num_steps < 2:
     raise UserError(f'--num_steps={num_steps} must be at least 2.')
+  return Curve(text, values(parse(text), num_steps))
+
+
+def values(config: Mapping[str, Any], num_steps: int) -> np.ndarray:
+  """Returns the multipliers of a schedule's config, float64 (num_steps,)."""
+  import jax
+
   with cli.user_errors():
-    schedule = spec.build('schedules', parse(text), num_steps)
-    values = jax.jit(jax.vmap(schedule))(np.arange(num_steps, dtype=np.int32))
-  return Curve(text, np.asarray(values, np.float64))
+    schedule = spec.build('schedules', config, num_steps)
+    found = jax.jit(jax.vmap(schedule))(np.arange(num_steps, dtype=np.int32))
+  return np.asarray(found, np.float64)

@@ -34,6 +34,13 @@ def restore_or_init(
   state = checkpoints.restore_latest(abstract)
   if state is not None:
     return state, f'resumed from {checkpoints.run}@{int(state.step)}'
+  return begin(config, abstract, init)
+
+
+def begin(
+  config: ConfigDict, abstract: TrainState, init: Callable[[], TrainState]
+) -> tuple[TrainState, str]:
+  """Returns where a run begins that has no checkpoint: 2 to 4 of the above."""
   if config.branch:
     return _branch(config, abstract, init), f'branched from {config.branch}'
   if config.init:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize
+from scipy import optimize, stats
 
 from schedules.theory import bound
 
@@ -73,6 +73,61 @@ def loss(fitted: Fit, lr: ArrayLike) -> float:
 def best_peak(fitted: Fit, multipliers: ArrayLike) -> float:
   """Returns the predicted best peak learning rate of a schedule."""
   return bound.best(multipliers, distance=fitted.distance).learning_rate
+
+
+class Uncertainty(NamedTuple):
+  """What the residuals of a fit say of its predictions.
+
+  loss: half width of the interval of a new run's loss, for each of `lrs`.
+  peak: factor by which the best peak may be higher or lower.
+  """
+
+  loss: np.ndarray
+  peak: float
+
+
+def uncertainty(
+  fitted: Fit,
+  used: Sequence[ArrayLike],
+  losses: ArrayLike,
+  lrs: Sequence[ArrayLike],
+  *,
+  level: float = 0.9,
+) -> Uncertainty:
+  """Returns prediction intervals by linearisation, with Student's t.
+
+  With J the derivatives of the fit by (log D, slope, offset), j those of a new
+  run and s^2 = |residuals|^2 / (n - 3): half = t s sqrt(1 + j (J'J)^-1 j').
+  Infinite for three runs, which leave nothing to judge the fit by. It knows no
+  error of the theory that the runs of the fit do not show.
+
+  Args:
+    fitted: of `used` and `losses`.
+    used, losses: as for `fit`.
+    lrs: learning rates of the runs to predict.
+    level: probability of the interval.
+  """
+  y = np.asarray(losses, np.float64)
+  free = y.size - 3
+  if free < 1:
+    return Uncertainty(np.full(len(lrs), np.inf), np.inf)
+  rows = _derivatives(fitted, used)
+  got = np.array([loss(fitted, lr) for lr in used])
+  spread = np.sqrt(np.sum((y - got) ** 2) / free)
+  t = stats.t.ppf((1 + level) / 2, free)
+  covariance = np.linalg.pinv(rows.T @ rows)
+  new = _derivatives(fitted, lrs)
+  widen = np.einsum('ni,ij,nj->n', new, covariance, new)
+  half = t * spread * np.sqrt(1 + widen)
+  log_factor = t * spread * np.sqrt(covariance[0, 0])
+  return Uncertainty(half, float(np.exp(min(log_factor, 700.0))))
+
+
+def _derivatives(fitted, lrs):
+  """Returns those of the loss by (log D, slope, offset), shape (n, 3)."""
+  a, b = np.array([bound.terms(lr) for lr in lrs]).T
+  initial = fitted.distance**2 * a
+  return np.stack([2 * fitted.slope * initial, initial + b, 1 + 0 * a], 1)
 
 
 def _affine(x, y) -> tuple[float, float, float]:

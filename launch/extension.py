@@ -1,0 +1,183 @@
+"""How a run goes on to a longer horizon (not a command)."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from launch import curves
+from lm import checkpoint
+from lm.errors import UserError
+from lm.foreign_logs import Log
+from schedules.theory import bound, transfer
+
+_MOST = 20_000  # steps of the theory's schedules: only their ratios matter
+
+
+class Tuned(NamedTuple):
+  """The cooldown for which the learning rate of a run was chosen.
+
+  start: the step at which it began; the run's multiplier was 1 before.
+  """
+
+  num_steps: int
+  decay: float
+  shape: str
+  start: int
+  warmup_steps: int
+
+
+class Proposal(NamedTuple):
+  """A way to go on: what it is, its bound, and the command."""
+
+  name: str
+  bound: float
+  command: str
+
+
+def tuned(found: Log, decay: float) -> Tuned | None:
+  """Reads it off the run; None for schedules that have no stable phase.
+
+  Args:
+    found: a run of ours.
+    decay: the fraction, for a run at constant rate; 0 = that of the run.
+
+  Raises:
+    UserError: a fraction outside (0, 1), or one that the run does not have.
+  """
+  schedule, steps = found.config['schedule'], found.config['num_steps']
+  if schedule['name'] == 'constant':
+    fraction = decay or 0.2
+    _check(fraction)
+    return Tuned(steps, fraction, 'linear', steps, schedule['warmup_steps'])
+  if schedule['name'] != 'wsd':
+    return None
+  if decay:
+    raise UserError(
+      f'--decay={decay} is for runs at a constant rate; {found.name} has '
+      f'decay={schedule["decay"]}.'
+    )
+  fraction = schedule['decay']
+  _check(fraction)
+  return Tuned(
+    steps,
+    fraction,
+    schedule['shape'],
+    steps - round(fraction * steps),
+    round(schedule['warmup'] * steps),
+  )
+
+
+def _check(fraction):
+  if not 0 < fraction < 1:
+    raise UserError(f'decay={fraction} must lie between 0 and 1.')
+
+
+def proposals(found: Log, was: Tuned, num_steps: int) -> list[Proposal]:
+  """Returns the ways to go on at the run's learning rate, best bound first.
+
+  Raises:
+    UserError: no checkpoint of the stable phase is left.
+  """
+  shrink = max(1.0, num_steps / _MOST)
+  old, new = (round(n / shrink) for n in (was.num_steps, num_steps))
+  shape = {'decay': was.decay, 'shape': was.shape}
+  at = _checkpoint(found, was, round((1 - was.decay) * num_steps))
+  make = _Commands(found, was, num_steps)
+  theory = _Theory(old, new, shrink, was)
+  ways = [
+    Proposal('unchanged', theory.bound(was.decay, 1.0, at),
+             make('unchanged', at, was.decay, 1.0)),
+  ]  # fmt: skip
+  longer = transfer.longer_decay(old, new, **shape)
+  if longer is not None and longer < 1:
+    begin = _checkpoint(found, was, round((1 - longer) * num_steps))
+    ways.append(
+      Proposal(f'longer cooldown, {longer:.3f} of the run',
+               theory.bound(longer, 1.0, begin), make('longer', begin, longer, 1.0))
+    )  # fmt: skip
+  switch = max(round(at / shrink), 1)
+  rho = transfer.lower_rate(old, new, switch=switch, **shape)
+  ways.append(
+    Proposal(f'lower rate, {rho:.3f} of the old from step {at} on',
+             theory.bound(was.decay, rho, at), make('lower', at, was.decay, rho))
+  )  # fmt: skip
+  return sorted(ways, key=lambda p: p.bound)
+
+
+def _checkpoint(found, was, cooldown):
+  """Returns the newest checkpoint of the stable phase before a cooldown."""
+  every = found.config['checkpoint']['every_steps']
+  mean = found.config['checkpoint']['mean']
+  saved = checkpoint.steps(found.name)
+  latest = min(was.start, cooldown)
+  usable = [s for s in saved if was.warmup_steps <= s <= latest and s > 0]
+  usable = [s for s in usable if not mean or s % every == 0]
+  if not usable:
+    raise UserError(
+      f'{found.name} has no checkpoint between the end of its warm-up, step '
+      f'{was.warmup_steps}, and the cooldown at step {latest}; it has {saved}.'
+    )
+  return usable[-1]
+
+
+class _Theory:
+  """The bound of a longer run, at the rate that is best for the old one."""
+
+  def __init__(self, old: int, new: int, shrink: float, was: Tuned) -> None:
+    self._new, self._shrink, self._shape = new, shrink, was.shape
+    before = self._wsd(old, was.decay)
+    self._peak = bound.best(before).learning_rate
+
+  def bound(self, decay: float, rho: float, switch: int) -> float:
+    m = self._wsd(self._new, decay)
+    m = np.where(np.arange(m.size) < switch / self._shrink, 1.0, rho * m)
+    return bound.omega(self._peak * m)
+
+  def _wsd(self, num_steps, decay):
+    text = f'wsd:warmup=0,decay={decay},shape={self._shape}'
+    return curves.curve(text, num_steps).value
+
+
+class _Commands:
+  def __init__(self, found: Log, was: Tuned, num_steps: int) -> None:
+    self._found, self._was, self._num_steps = found, was, num_steps
+
+  def __call__(self, way: str, at: int, decay: float, rho: float) -> str:
+    config = self._found.config
+    run = self._found.name.rstrip('/')
+    fields: dict[str, Any] = {
+      'branch': f'{run}@{at}',
+      'num_steps': self._num_steps,
+      'schedule.warmup': round(self._was.warmup_steps / self._num_steps, 9),
+      'schedule.decay': round(decay, 4),
+      'schedule.shape': self._was.shape,
+    }
+    if rho != 1:
+      fields['learning_rate'] = float(f'{rho * config["learning_rate"]:.5g}')
+    name = pathlib.Path(f'{run}-{self._num_steps}-{way}')
+    return _train(f'{run}/config.json:schedule=wsd', name, fields)
+
+
+def _train(config: str, workdir: pathlib.Path, fields: dict[str, Any]) -> str:
+  flags = [f'--config={config}', f'--workdir={workdir}']
+  flags += [f'--config.{k}={v}' for k, v in fields.items()]
+  return ' '.join(['python -m launch.train', *flags])
+
+
+def another(found: Log, text: str, num_steps: int) -> str:
+  """Returns the command that trains from scratch with another schedule.
+
+  The peak is multiplied by the ratio of the best peaks of both schedules.
+  """
+  old = curves.values(found.config['schedule'], found.config['num_steps'])
+  new = curves.curve(text, num_steps).value
+  peak = found.config['learning_rate'] * transfer.ratio(old, new)
+  run = found.name.rstrip('/')
+  head, *flags = curves.as_flags(text).split(' ')
+  fields = {'num_steps': num_steps, 'learning_rate': float(f'{peak:.5g}')}
+  if found.config['branch']:
+    fields['branch'] = ''
+  name = text.partition(':')[0]
+  command = _train(f'{run}/config.json{head}', f'{run}-{name}', fields)
+  return ' '.join([command, *flags])

@@ -1,0 +1,89 @@
+r"""Finds usable learning rates in one short run in which the rate grows.
+
+  python -m launch.lr_range --config=configs/debug.py:optimizer=lion
+  python -m launch.lr_range --config=runs/a/config.json \
+      --config.branch=runs/a@1000 --low=1e-4 --high=0.1
+  python -m launch.lr_range --knob=b1 --low=0.5 --high=0.999 --spacing=linear
+
+Stops when the loss diverges (arXiv 1803.09820). Nothing of a run is written or
+changed; --out gets a picture. With --knob, a float of the optimizer is swept
+instead, at the learning rate of the config; the progress of training then hides
+small differences.
+"""
+
+import pathlib
+
+from absl import flags
+
+from launch import cli
+from lm.errors import UserError
+
+_DEFAULT = 'configs/debug.py'
+_CONFIG = cli.define_config()
+_KNOB = flags.DEFINE_string(
+  'knob', 'learning_rate', 'or a float of the optimizer'
+)
+_LOW = flags.DEFINE_float('low', 1e-5, 'first value')
+_HIGH = flags.DEFINE_float('high', 1.0, 'last value')
+_NUM_STEPS = flags.DEFINE_integer('num_steps', 200, 'values, one step each')
+_SPACING = flags.DEFINE_string('spacing', 'exponential', 'or linear')
+_OUT = flags.DEFINE_string('out', 'lr_range.png', 'the picture')
+
+
+def main() -> None:
+  out = pathlib.Path(_OUT.value)
+  if out.suffix != '.png':
+    raise UserError(f"--out='{out}' must end in .png.")
+  from launch import range_training, schedule_pictures, show
+  from schedules.theory import lr_range
+
+  knob = _KNOB.value
+  range_training.check_knob(_CONFIG.value, knob)
+  with cli.user_errors():
+    values = lr_range.values(
+      _LOW.value, _HIGH.value, _NUM_STEPS.value, spacing=_SPACING.value
+    )
+    losses, origin = range_training.train(_CONFIG.value, knob, values)
+    reading = lr_range.read(values, losses)
+  print(
+    f'{origin}; {len(losses)} of {len(values)} values'
+    + (', then the loss diverged' if len(losses) < len(values) - 1 else '')
+  )
+  print(f'loss falls fastest at {reading.steepest:.3g}')
+  print(_sentence(knob, reading))
+  used = values[: len(reading.smooth)]
+  marks = {'turns up at': reading.turn, 'steepest at': reading.steepest}
+  picture = schedule_pictures.ranges(
+    knob, used, losses[: len(used)], reading.smooth, _SPACING.value, marks
+  )
+  show.save(picture, out)
+  print(f'wrote {out}')
+  best = reading.turn / 5 if knob == 'learning_rate' else reading.turn
+  field = knob if knob == 'learning_rate' else f'optimizer.{knob}'
+  print(
+    f'Next: python -m launch.train --config=... --config.{field}={best:.2g} '
+    '--workdir=runs/new'
+  )
+
+
+def _sentence(knob: str, reading) -> str:
+  if not reading.clear:
+    return (
+      'the noise of the batches hides any difference: use more steps, a larger '
+      '--config.batch_size, or separate runs'
+    )
+  if reading.at_end:
+    return f'the loss still fell at {reading.turn:.3g}: raise --high'
+  if reading.at_start:
+    return 'the loss never fell: lower --low, or use more steps'
+  if knob == 'learning_rate':
+    low, high = f'{reading.turn / 10:.2g}', f'{reading.turn / 3:.2g}'
+    return (
+      f'it turns up at {reading.turn:.3g}: try peaks of {low} to {high}, with '
+      'a warm-up perhaps more'
+    )
+  return f'it turns up at {reading.turn:.3g}'
+
+
+if __name__ == '__main__':
+  cli.run(main, _DEFAULT)

@@ -1,0 +1,67 @@
+"""A run in which one float grows from step to step (not a command)."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich import progress
+
+from lm import loop, mesh, restore, spec, step
+from lm.errors import UserError, did_you_mean
+from schedules.theory import lr_range
+
+
+def check_knob(config: ConfigDict, knob: str) -> None:
+  """Refuses what is neither the learning rate nor a float of the optimizer."""
+  legal = ['learning_rate', *spec.floats('optimizers', config.optimizer)]
+  if knob not in legal:
+    raise UserError(
+      f"--knob='{knob}' is no float of optimizers/{config.optimizer.name}.py."
+      f'{did_you_mean(knob, legal)}'
+    )
+
+
+def train(
+  config: ConfigDict, knob: str, values: np.ndarray
+) -> tuple[list[float], str]:
+  """Takes one step with each value; writes nothing, changes no run.
+
+  Starts where the config says: from scratch, or with `branch` and `init`.
+
+  Returns:
+    The training loss after each step, up to the divergence or the last value
+    but one; and a line that says where it began.
+  """
+  c = _constant(config, len(values))
+  built = loop.build(c)
+  shape = (c.batch_size, c.seq_len + 1)
+  rows = mesh.local_rows(built.batch_sharding, shape)
+  losses, watch = [], lr_range.Watch()
+  with jax.set_mesh(built.mesh):
+    state, origin = restore.begin(c, built.abstract, built.init)
+    first = int(state.step)
+    for n, value in enumerate(progress.track(values, knob, transient=True)):
+      tokens = built.data.train.batch(first + n, rows)
+      tokens = mesh.put(built.batch_sharding, tokens, shape)
+      traced = _with(step.floats(c), knob, float(value))
+      state, metrics = built.train_step(state, tokens, traced)
+      losses.append(float(metrics['train/loss']))
+      if watch.diverged(losses[-1]):
+        break
+  return losses[1:], origin  # a loss is that before its step
+
+
+def _constant(config, num_values) -> ConfigDict:
+  c = ConfigDict(config.to_dict())
+  c.schedule = spec.spec('schedules', 'constant')
+  c.follow = ''
+  c.checkpoint.mean = False
+  c.num_steps = 2**31 - 2 - num_values  # of no meaning at a constant rate
+  return c.lock()
+
+
+def _with(floats: dict[str, Any], knob: str, value: float) -> dict[str, Any]:
+  if knob == 'learning_rate':
+    return {**floats, knob: value}
+  return {**floats, 'optimizer': {**floats['optimizer'], knob: value}}
