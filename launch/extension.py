@@ -83,26 +83,24 @@ def proposals(found: Log, was: Tuned, num_steps: int) -> list[Proposal]:
   old, new = (round(n / shrink) for n in (was.num_steps, num_steps))
   shape = {'decay': was.decay, 'shape': was.shape}
   at = _checkpoint(found, was, round((1 - was.decay) * num_steps))
-  make = _Commands(found, was, num_steps)
-  theory = _Theory(old, new, shrink, was)
-  ways = [
-    Proposal('unchanged', theory.bound(was.decay, 1.0, at),
-             make('unchanged', at, was.decay, 1.0)),
-  ]  # fmt: skip
+  ways = [('unchanged', 'unchanged', at, was.decay, 1.0)]
   longer = transfer.longer_decay(old, new, **shape)
   if longer is not None and longer < 1:
     begin = _checkpoint(found, was, round((1 - longer) * num_steps))
-    ways.append(
-      Proposal(f'longer cooldown, {longer:.3f} of the run',
-               theory.bound(longer, 1.0, begin), make('longer', begin, longer, 1.0))
-    )  # fmt: skip
-  switch = max(round(at / shrink), 1)
-  rho = transfer.lower_rate(old, new, switch=switch, **shape)
-  ways.append(
-    Proposal(f'lower rate, {rho:.3f} of the old from step {at} on',
-             theory.bound(was.decay, rho, at), make('lower', at, was.decay, rho))
-  )  # fmt: skip
-  return sorted(ways, key=lambda p: p.bound)
+    name = f'longer cooldown, {longer:.3f} of the run'
+    ways.append((name, 'longer', begin, longer, 1.0))
+  rho = transfer.lower_rate(
+    old, new, switch=max(round(at / shrink), 1), **shape
+  )
+  name = f'lower rate, {rho:.3f} of the old from step {at} on'
+  ways.append((name, 'lower', at, was.decay, rho))
+  make = _Commands(found, was, num_steps)
+  theory = _Theory(old, new, shrink, was)
+  built = [
+    Proposal(name, theory.bound(*how), make(way, *how))
+    for name, way, *how in ways
+  ]
+  return sorted(built, key=lambda p: p.bound)
 
 
 def _checkpoint(found, was, cooldown):
@@ -129,7 +127,7 @@ class _Theory:
     before = self._wsd(old, was.decay)
     self._peak = bound.best(before).learning_rate
 
-  def bound(self, decay: float, rho: float, switch: int) -> float:
+  def bound(self, switch: int, decay: float, rho: float) -> float:
     m = self._wsd(self._new, decay)
     m = np.where(np.arange(m.size) < switch / self._shrink, 1.0, rho * m)
     return bound.omega(self._peak * m)

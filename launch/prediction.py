@@ -170,6 +170,9 @@ def print_others(
   header = ['schedule', 'steps', 'best peak', level, 'loss there',
             f'+- ({level})']  # fmt: skip
   show.table(header, rows)
+  low, high = min(peaks), max(peaks)
+  if any(not low <= float(r[2]) <= high for r in rows):
+    print(f'Peaks outside {low:.3g} to {high:.3g}, of the runs, are guesses.')
   return lines
 
 
