@@ -1,0 +1,293 @@
+"""The model against a numpy forward pass, and against itself in other forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from configs import base, sizes
+from lm import attention, loss, mesh, model
+from lm.errors import UserError
+from tests.helpers import flat
+
+TOKENS_BT = np.random.default_rng(0).integers(0, 256, (2, 13), np.int32)
+
+
+def config(**overrides):
+  """Two layers, three heads in one group more than usual, odd lengths."""
+  c = base.get_config('size=debug').model
+  c.update(num_heads=4, num_kv_heads=2, head_dim=8, d_model=24, d_ff=40)
+  c.update(init_std=0.3, **overrides)
+  return c
+
+
+def build(**overrides):
+  net = model.build(config(**overrides))
+  return net, net.init(jax.random.key(0))
+
+
+# --- numpy, float64: the definition, one line per layer
+
+
+def _norm(x, scale):
+  return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
+
+
+def _rope(x_BTHK):
+  """Rotates pairs (i, i + K/2) by t * theta^(-2i/K)."""
+  T, K = x_BTHK.shape[1], x_BTHK.shape[3]
+  angle = np.arange(T)[:, None] * 10_000.0 ** (-np.arange(0, K, 2) / K)
+  c, s = np.cos(angle)[:, None], np.sin(angle)[:, None]
+  a, b = np.split(x_BTHK, 2, -1)
+  return np.concatenate([a * c - b * s, b * c + a * s], -1)
+
+
+def _attention(p, x_BTD, qk_norm):
+  q, k, v = (np.einsum('btd,dhk->bthk', x_BTD, p[n]) for n in 'qkv')
+  if qk_norm:
+    q, k = _norm(q, p['q_norm']), _norm(k, p['k_norm'])
+  q, k = _rope(q), _rope(k)
+  k, v = (np.repeat(x, q.shape[2] // k.shape[2], 2) for x in (k, v))
+  s = np.einsum('bthk,bshk->bhts', q, k) / np.sqrt(q.shape[-1])
+  s = np.where(np.tri(s.shape[-1], dtype=bool), s, -np.inf)
+  w = np.exp(s - s.max(-1, keepdims=True))
+  o = np.einsum('bhts,bshk->bthk', w / w.sum(-1, keepdims=True), v)
+  return np.einsum('bthk,hkd->btd', o, p['o'])
+
+
+def _forward(params, tokens, c):
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  x = params['embedding'][tokens]
+  for i in range(c.num_layers):
+    p = params[f'block_{i}']
+    x = x + _attention(p['attn'], _norm(x, p['attn_norm']), c.qk_norm)
+    m, h = p['mlp'], _norm(x, p['mlp_norm'])
+    gate, up = h @ m['gate'], h @ m['up']
+    x = x + (gate / (1 + np.exp(-gate)) * up) @ m['down']
+  x = _norm(x, params['final_norm'])
+  y = x @ (params['embedding'].T if c.tie_embeddings else params['head'])
+  cap = c.logit_softcap
+  return cap * np.tanh(y / cap) if cap else y
+
+
+@pytest.mark.parametrize(
+  'overrides',
+  [
+    {},
+    {'qk_norm': True, 'tie_embeddings': True},
+    {'logit_softcap': 5.0, 'num_kv_heads': 4},
+    {'num_kv_heads': 1, 'attention': 'xla'},
+  ],
+)
+def test_forward_is_the_definition(overrides):
+  net, params = build(**overrides)
+  # Norm scales other than 1, or their place would not be seen.
+  params = jax.tree.map(
+    lambda x: x + 0.3 * np.cos(np.arange(x.size)).reshape(x.shape), params
+  )
+  got = jax.jit(net.apply)(params, TOKENS_BT)
+  assert got.dtype == jnp.float32
+  want = _forward(params, TOKENS_BT, config(**overrides))
+  np.testing.assert_allclose(
+    got, want, rtol=2e-4, atol=2e-4 * np.abs(want).max()
+  )
+
+
+@pytest.mark.parametrize('form', ['chunked', 'xla'])
+def test_no_token_sees_the_future(form):
+  """The gradient of logits at t with respect to a later embedding is 0."""
+  net, params = build(attention=form)
+  t = 5
+
+  def out(embedding):
+    # One row of the table per position: its gradient is that of the position.
+    positions = jnp.arange(13)[None]
+    return net.apply({**params, 'embedding': embedding}, positions)[0, t].sum()
+
+  grad = jax.grad(out)(params['embedding'])[:13]
+  size = np.abs(grad).max(-1)
+  assert (size[t + 1 :] == 0).all()
+  assert (size[: t + 1] > 0).all()
+
+
+@pytest.mark.parametrize('kv_heads', [1, 2, 4])
+@pytest.mark.parametrize('length', [1, 63, 64, 65, 200])
+def test_chunked_attention_is_the_plain_one(length, kv_heads):
+  keys = jax.random.split(jax.random.key(1), 4)
+  shape = lambda h: (2, length, h, 8)
+  q = jax.random.normal(keys[0], shape(4))
+  k, v = (jax.random.normal(x, shape(kv_heads)) for x in keys[1:3])
+  weight = jax.random.normal(keys[3], shape(4))
+
+  def run(form):
+    f = lambda *a: (attention.attention(*a, form=form) * weight).sum()
+    return jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, k, v)
+
+  for a, b in zip(
+    jax.tree.leaves(run('chunked')), jax.tree.leaves(run('xla')), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def _stacked(params, n):
+  blocks = [params[f'block_{i}'] for i in range(n)]
+  rest = {k: v for k, v in params.items() if not k.startswith('block_')}
+  return {**rest, 'blocks': jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
+
+
+def _objective(net, params):
+  def f(p):
+    tokens = jnp.asarray(TOKENS_BT)
+    return loss.next_token(net, p, tokens, z_loss=1e-2).loss
+
+  return jax.jit(jax.value_and_grad(f))(params)
+
+
+def _assert_close(a, b, rtol=1e-4, atol=1e-5):
+  a, b = flat(a), flat(b)
+  assert a.keys() == b.keys()
+  for key in a:
+    np.testing.assert_allclose(
+      np.asarray(a[key], np.float32), np.asarray(b[key], np.float32),
+      rtol=rtol, atol=atol, err_msg=key,
+    )  # fmt: skip
+
+
+def test_scan_is_the_unrolled_model():
+  one, params = build()
+  two, stacked = build(scan_layers=True)
+  value, grads = _objective(one, params)
+  same = _stacked(params, 2)
+  assert jax.tree.map(jnp.shape, same) == jax.tree.map(jnp.shape, stacked)
+  value2, grads2 = _objective(two, same)
+  np.testing.assert_allclose(value, value2, rtol=1e-5)
+  _assert_close(_stacked(grads, 2), grads2)
+
+
+@pytest.mark.parametrize('remat', ['dots', 'full'])
+@pytest.mark.parametrize('scan', [False, True])
+def test_remat_changes_the_program_and_not_the_numbers(remat, scan):
+  def program(policy):
+    net, params = build(remat=policy, scan_layers=scan)
+    f = lambda p: loss.next_token(net, p, jnp.asarray(TOKENS_BT)).loss
+    text = str(jax.make_jaxpr(jax.grad(f))(params))
+    return jax.jit(jax.grad(f))(params), text
+
+  (a, plain), (b, other) = program('none'), program(remat)
+  assert plain != other
+  assert 'remat' in other or 'checkpoint' in other
+  _assert_close(a, b)
+
+
+def test_bfloat16_is_close_and_parameters_stay_float32():
+  net, params = build()
+  half, same = build(dtype='bfloat16')
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(same))
+  a, b = (jax.jit(n.apply)(params, TOKENS_BT) for n in (net, half))
+  assert b.dtype == jnp.float32
+  error = np.sqrt(np.mean((a - b) ** 2) / np.mean(a**2))
+  assert 1e-4 < error < 0.05  # it is another precision, and close
+  _, grads = _objective(half, params)
+  assert all(g.dtype == jnp.float32 for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_axes_describe_every_parameter(scan):
+  net, params = build(scan_layers=scan, qk_norm=True)
+  assert jax.tree.structure(net.axes) == jax.tree.structure(params)
+  roles = {}
+  for a, (path, x) in zip(
+    jax.tree.leaves(net.axes),
+    jax.tree_util.tree_leaves_with_path(params),
+    strict=True,
+  ):
+    assert len(a.names) == x.ndim
+    name = jax.tree_util.keystr(path[-1:], simple=True)
+    roles[name] = a.role
+    if a.role == 'matrix':
+      assert sorted((*a.inputs, *a.outputs, *a.batch)) == list(range(x.ndim))
+      assert len(a.batch) == scan
+    if name == 'o':
+      assert [x.shape[i] for i in a.inputs] == [4, 8]
+      assert [x.shape[i] for i in a.heads] == [4]
+  assert {k for k, v in roles.items() if v == 'vector'} == {
+    'attn_norm', 'mlp_norm', 'final_norm', 'q_norm', 'k_norm',
+  }  # fmt: skip
+  assert (roles['embedding'], roles['head']) == ('embedding', 'head')
+
+
+def test_init_scales():
+  net, params = build(d_model=96, d_ff=200, head_dim=24)
+  p = params['block_0']
+  assert np.std(p['attn']['q']) == pytest.approx(0.3, rel=0.05)
+  for out in (p['attn']['o'], p['mlp']['down']):
+    assert np.std(out) == pytest.approx(0.3 / 2, rel=0.05)  # sqrt(2 layers)
+  assert (params['final_norm'] == 1).all()
+
+
+@pytest.mark.parametrize('name', sizes.SIZES)
+def test_sizes_have_about_their_number_of_parameters(name):
+  c = base.get_config(f'size={name}').model
+  d, f, v, h, g, k = (
+    c[x] for x in ('d_model', 'd_ff', 'vocab_size', 'num_heads',
+                   'num_kv_heads', 'head_dim')
+  )  # fmt: skip
+  block = d * k * (2 * h + 2 * g) + 3 * d * f + 2 * d
+  want = c.num_layers * block + (1 if c.tie_embeddings else 2) * v * d + d
+  assert model.num_params(c) == want
+  named = {'124m': 124e6, '350m': 350e6, '1b': 1.3e9, '3b': 3e9, '7b': 7e9}
+  if name in named:
+    hidden = want - (0 if c.tie_embeddings else v * d)
+    assert hidden == pytest.approx(named[name], rel=0.2)
+
+
+def test_flops_by_hand():
+  """One layer: every weight 6 per token, every visible key 12 per head dim."""
+  c = config(num_layers=1)
+  weights = 24 * (32 + 16 + 16) + 32 * 24 + 3 * 24 * 40 + 24 * 256
+  pairs = sum(range(1, 14)) / 13  # keys that a token sees, on average
+  want = 6 * weights + 12 * pairs * 32
+  assert model.flops_per_token(c, 13) == pytest.approx(want)
+
+
+@pytest.mark.parametrize(
+  'shape', [(8, 1, 1), (1, 4, 2), (2, 2, 2)], ids=['data', 'fsdp', 'all']
+)
+def test_a_mesh_gives_the_single_device_numbers(shape):
+  c = config(num_kv_heads=2, scan_layers=True, d_model=32)
+  net = model.build(c)
+  params = net.init(jax.random.key(0))
+  tokens = np.random.default_rng(1).integers(0, 256, (8, 13), np.int32)
+  f = jax.value_and_grad(lambda p, t: loss.next_token(net, p, t).loss)
+  value, grads = jax.jit(f)(params, tokens)
+  devices = mesh.make(
+    base.ConfigDict(dict(zip(('data', 'fsdp', 'tensor'), shape, strict=True)))
+  )
+  with jax.set_mesh(devices):
+    place = mesh.param_shardings(devices, net.axes, params)
+    batch = NamedSharding(devices, P(('data', 'fsdp')))
+    g = jax.jit(f, in_shardings=(place, batch))
+    value8, grads8 = g(
+      jax.device_put(params, place), jax.device_put(tokens, batch)
+    )
+  assert jax.tree.leaves(grads8)[0].sharding.num_devices == 8
+  np.testing.assert_allclose(value, value8, rtol=1e-5)
+  _assert_close(grads, grads8)
+
+
+@pytest.mark.parametrize(
+  ('overrides', 'sentence'),
+  [
+    ({'num_kv_heads': 3}, 'num_kv_heads=3 must divide'),
+    ({'head_dim': 7}, 'must be even'),
+    ({'dtype': 'float31'}, "Did you mean 'float32'"),
+    ({'remat': 'all'}, 'Legal: .*full'),
+    ({'attention': 'flash'}, 'Legal: .*chunked'),
+    ({'num_layers': 0}, 'at least 1'),
+  ],
+)
+def test_mistakes_are_one_sentence(overrides, sentence):
+  with pytest.raises(UserError, match=sentence):
+    model.build(config(**overrides))
