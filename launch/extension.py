@@ -83,12 +83,19 @@ def proposals(found: Log, was: Tuned, num_steps: int) -> list[Proposal]:
   old, new = (round(n / shrink) for n in (was.num_steps, num_steps))
   shape = {'decay': was.decay, 'shape': was.shape}
   at = _checkpoint(found, was, round((1 - was.decay) * num_steps))
+  if at is None:
+    raise UserError(
+      f'{found.name} has no checkpoint between the end of its warm-up, step '
+      f'{was.warmup_steps}, and its cooldown at step {was.start}; it has '
+      f'{checkpoint.steps(found.name)}.'
+    )
   ways = [('unchanged', 'unchanged', at, was.decay, 1.0)]
   longer = transfer.longer_decay(old, new, **shape)
   if longer is not None and longer < 1:
     begin = _checkpoint(found, was, round((1 - longer) * num_steps))
     name = f'longer cooldown, {longer:.3f} of the run'
-    ways.append((name, 'longer', begin, longer, 1.0))
+    if begin is not None:
+      ways.append((name, 'longer', begin, longer, 1.0))
   rho = transfer.lower_rate(
     old, new, switch=max(round(at / shrink), 1), **shape
   )
@@ -111,12 +118,7 @@ def _checkpoint(found, was, cooldown):
   latest = min(was.start, cooldown)
   usable = [s for s in saved if was.warmup_steps <= s <= latest and s > 0]
   usable = [s for s in usable if not mean or s % every == 0]
-  if not usable:
-    raise UserError(
-      f'{found.name} has no checkpoint between the end of its warm-up, step '
-      f'{was.warmup_steps}, and the cooldown at step {latest}; it has {saved}.'
-    )
-  return usable[-1]
+  return usable[-1] if usable else None
 
 
 class _Theory:

@@ -64,7 +64,10 @@ def predicted(
   fig, (left, right) = _figure(2)
   left.plot(fitted, measured, 'o', color='0.4', label='in the fit')
   for i, (name, want, got, half) in enumerate(held):
-    left.errorbar(got, want, xerr=half, fmt='s', color=f'C{i % 10}', label=name)
+    error = half if np.isfinite(half) else None
+    left.errorbar(
+      got, want, xerr=error, fmt='s', color=f'C{i % 10}', label=name
+    )
   values = [*measured, *fitted, *(x for _, w, g, _ in held for x in (w, g))]
   ends = [min(values), max(values)]
   pad = 0.1 * (ends[1] - ends[0])

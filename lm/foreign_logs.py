@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm import log
 from lm.errors import UserError, did_you_mean
 
 
@@ -193,7 +192,7 @@ def _tags(path: pathlib.Path) -> dict[str, Series]:
   if path.is_dir() or 'tfevents' in path.name:
     return _events(path)
   if path.suffix == '.jsonl':
-    return _records(log.read_lines(path))
+    return _records(_lines(path.read_text()))
   if path.suffix == '.csv':
     with path.open(newline='') as f:
       return _records(csv.DictReader(f))
@@ -203,6 +202,18 @@ def _tags(path: pathlib.Path) -> dict[str, Series]:
     f"'{path}' is not a log; legal: a run directory, .jsonl, .csv, .json, or "
     'TensorBoard events.'
   )
+
+
+def _lines(text: str) -> list[dict[str, Any]]:
+  """Parses JSON lines; the cut last one of a killed run is left out."""
+  *lines, last = [x for x in text.split('\n') if x.strip()] or ['']
+  found = [json.loads(x) for x in lines]
+  try:
+    return [*found, json.loads(last)]
+  except ValueError:
+    if text.endswith('\n'):
+      raise
+    return found
 
 
 def _records(records: Iterable[Mapping[str, Any]]) -> dict[str, Series]:

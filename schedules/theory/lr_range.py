@@ -14,6 +14,7 @@ from scipy import ndimage
 SPACINGS = ('exponential', 'linear')
 _BLOW_UP = 4.0  # times the best smoothed loss: diverged
 _MEMORY = 0.9  # of the running mean that decides when to stop
+_RISE = 0.05  # of the whole fall: the loss has turned up
 _WIDTH = 0.02  # standard deviation of the smoothing / number of values
 
 
@@ -57,7 +58,8 @@ class Reading(NamedTuple):
   """What a range test shows.
 
   smooth: the loss without its noise, one per value.
-  turn: the value where it turns up for good, steepest: where it falls fastest.
+  turn: the last value before it is for good more than 5 % of its whole fall
+    above its least. steepest: the value where it falls fastest.
   at_end: it had not turned up at the last value. at_start: it never fell.
   clear: it changes by more than the smoothed noise of the batches could.
   """
@@ -88,15 +90,19 @@ def read(swept: ArrayLike, losses: Sequence[float]) -> Reading:
   x = x[good]
   sigma = max(1.0, _WIDTH * np.size(swept))
   smooth = ndimage.gaussian_filter1d(y, sigma, mode='nearest')
-  turn = int(smooth.argmin())
+  least = int(smooth.argmin())
+  level = smooth[least] + _RISE * (smooth[0] - smooth[least])
+  turn = int(np.flatnonzero(smooth <= level)[-1])
   slopes = np.diff(smooth[: max(turn, 1) + 1])
   steepest = x[int(slopes.argmin())]
-  noise = np.median(abs(np.diff(y - smooth))) / np.sqrt(sigma)
+  # Standard deviation of the noise (1.05 times the median of its differences),
+  # and what the smoothing leaves of it.
+  noise = 1.05 * np.median(abs(np.diff(y))) / np.sqrt(3.54 * sigma)
   return Reading(
     smooth,
     float(x[turn]),
     float(steepest),
     at_end=turn >= y.size - 1,
     at_start=turn < int(2 * sigma),
-    clear=bool(np.ptp(smooth[: turn + 1]) > 4 * noise),
+    clear=bool(np.ptp(smooth[: turn + 1]) > 8 * noise),
   )

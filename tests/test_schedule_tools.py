@@ -1,0 +1,228 @@
+"""plot_schedule, refine, predict, extend and lr_range, as a user runs them."""
+
+import hashlib
+import json
+import pathlib
+import shlex
+
+import numpy as np
+import pytest
+
+from launch import cli, curves
+from lm import follow, loop, step
+from lm.errors import UserError
+from lm.run import Run
+from tests import helpers, tools
+
+
+@pytest.fixture
+def tool(monkeypatch, tmp_path):
+  """tool('refine', '--run=a') -> exit code, in a folder of its own."""
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'configs').symlink_to(helpers.ROOT / 'configs')
+  return lambda name, *args: tools.call(monkeypatch, name, *args)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A WSD run of 24 steps whose b1 follows the rate, as in 1-cycle."""
+  path = tmp_path_factory.mktemp('tools') / 'run'
+  c = helpers.config(
+    'schedule=wsd', num_steps=24, checkpoint__every_steps=6, follow='b1=0.95',
+    optimizer__b1=0.85, schedule__warmup=0.125, schedule__decay=0.375,
+  )  # fmt: skip
+  assert loop.train(c, str(path)) == 'done'
+  return path
+
+
+# --- schedules are data; floats follow
+
+
+def test_a_run_from_its_own_multipliers_is_the_same_run(run, tmp_path):
+  saved = np.load(run / 'schedules' / 'multiplier.npz')['multiplier']
+  np.testing.assert_array_equal(saved, Run(run).schedule())
+  assert saved.dtype == np.float32 and np.unique(saved).size > 8
+  c = Run(run).config.copy_and_resolve_references()
+  config = helpers.config('schedule=table', schedule__path=str(
+    run / 'schedules' / 'multiplier.npz'))  # fmt: skip
+  kept = {k: v for k, v in c.items() if k != 'schedule'}
+  config.update(kept)
+  assert loop.train(config, str(tmp_path / 'again')) == 'done'
+  helpers.assert_same_run(run, tmp_path / 'again')
+
+
+def test_momentum_follows_the_rate_inversely(run):
+  m = Run(run).schedule()
+  logged = Run(run).metrics['optim/b1'].value
+  np.testing.assert_allclose(logged, 0.95 - 0.1 * m, atol=1e-6)
+  assert np.ptp(logged) > 0.08
+
+
+@pytest.mark.parametrize(
+  ('text', 'want'),
+  [
+    ('weight_decay=0', lambda m, other: 0.2 * m),
+    ('weight_decay=0.05', lambda m, other: 0.05 + 0.15 * m),
+    ('weight_decay=0:cosine', lambda m, other: 0.2 * other),
+  ],
+)
+def test_floats_that_follow(text, want):
+  c = helpers.config('schedule=linear', follow=text, num_steps=100)
+  c.optimizer.weight_decay = 0.2
+  steps = np.arange(100)
+  got = [follow.floats(c, s, step.floats(c))['weight_decay'] for s in steps]
+  m, other = (curves.values({'name': n}, 100) for n in ('linear', 'cosine'))
+  np.testing.assert_allclose(got, want(m, other), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('text', 'sentence'),
+  [
+    ('weight_deca=0', "Did you mean 'weight_decay'"),
+    ('decay=0', "no float 'decay'"),
+    ('b1', "'' is not a number"),
+    ('b1=high', "'high' is not a number"),
+    ('b1=0.9:cosin', "Did you mean 'cosine'"),
+    ('b1=0.9:gone.csv', 'is not a file'),
+  ],
+)
+def test_what_cannot_follow(text, sentence):
+  with pytest.raises(UserError, match=sentence):
+    loop.build(helpers.config(follow=text))
+
+
+# --- plot_schedule
+
+
+def test_schedules_on_the_command_line():
+  text = 'wsd_s:cycle_end_steps=(10,20),decay=0.5,linear,wsd:shape=cosine'
+  assert curves.split(text) == [
+    'wsd_s:cycle_end_steps=(10,20),decay=0.5', 'linear', 'wsd:shape=cosine'
+  ]  # fmt: skip
+  config = curves.parse(curves.split(text)[0])
+  assert config.cycle_end_steps == (10, 20) and config.decay == 0.5
+  line = curves.as_flags('wsd:decay=0.2,shape=cosine')
+  assert line == ':schedule=wsd --config.schedule.shape=cosine'
+
+
+def test_plot_schedule_draws_names_runs_and_tables(tool, run, capsys):
+  pathlib.Path('link').symlink_to(run)
+  table = 'table:path=link/schedules/multiplier.npz'
+  arguments = [f'--schedules=linear,{table}', '--runs=link', '--out=a.png']
+  assert tool('plot_schedule', *arguments) == 0
+  rows = [x.split('│') for x in capsys.readouterr().out.splitlines()]
+  rows = [[c.strip() for c in x[1:-1]] for x in rows if len(x) > 3]
+  cells = {x[0]: x[1:] for x in rows}
+  assert cells['link'] == cells[table], 'a run and its own points'
+  assert cells['link'] != cells['linear']
+  assert cells['link'][0] == '24'
+  assert pathlib.Path('a.png').read_bytes()[1:4] == b'PNG'
+
+
+# --- refine
+
+
+def test_refine_of_a_log_gives_the_worked_examples(tool):
+  tools.log('norms.jsonl', grad_norm=[4, 2, 1, 1, 1])
+  arguments = ['--run=norms.jsonl', '--norm=l2', '--tau=0']
+  assert tool('refine', *arguments) == 0
+  with np.load('refined.npz') as f:
+    want = [0.1015625, 0.375, 1, 0.5, 0]
+    np.testing.assert_allclose(f['multiplier'], want, atol=1e-12)
+  tools.log('flat.jsonl', grad_norm=np.full(200, 3.0))
+  assert tool('refine', '--run=flat.jsonl', '--num_steps=50') == 0
+  with np.load('refined.npz') as f:
+    np.testing.assert_allclose(f['multiplier'], np.linspace(1, 0, 50))
+  assert tool('refine', '--run=flat.jsonl', '--warmup=0.1') == 0
+  with np.load('refined.npz') as f:
+    m = np.linspace(1, 0, 200) * np.minimum(1, np.arange(1, 201) / 20)
+    np.testing.assert_allclose(f['multiplier'], m / m.max())
+
+
+def test_refine_writes_what_can_refute_it(tool, run, capsys):
+  (pathlib.Path('link')).symlink_to(run)
+  assert tool('refine', '--run=link', '--seeds=2', '--num_steps=48') == 0
+  output = capsys.readouterr().out
+  assert 'lost as well as won' in output and 'grad/l1, power 1' in output
+  folder = pathlib.Path('link/schedules')
+  with np.load(folder / 'refined.npz') as f:
+    about, m = json.loads(str(f['provenance'])), f['multiplier']
+  assert m.size == 48 and m.max() == 1 and m[-1] == 0
+  assert (about['run'], about['iteration']) == ('link', 1)
+  assert (folder / 'refined.png').is_file()
+  # Equal budgets, and no difference but the schedule.
+  linear, refined = (
+    cli.load_config(f'{folder}/refute.py:schedule={n}').to_dict()
+    for n in ('linear', 'refined')
+  )
+  names = [c.pop('schedule')['name'] for c in (linear, refined)]
+  assert names == ['linear', 'table'] and linear == refined
+  assert linear['num_steps'] == 48
+  commands = (folder / 'refute.sh').read_text().splitlines()[2:]
+  assert len(commands) == 2 * 4 * 2 + 1
+  rates = {x.split('--config.learning_rate=')[1] for x in commands[:-1]}
+  assert len(rates) == 8  # 4 rates with 2 seeds, shared by both schedules
+  # Norms of a run with a refined schedule are a second iteration.
+  second = pathlib.Path('second')
+  second.mkdir()
+  config = json.loads((run / 'config.json').read_text())
+  config['schedule'] = {'name': 'table', 'path': f'{folder}/refined.npz'}
+  (second / 'config.json').write_text(json.dumps(config))
+  (second / 'metrics.jsonl').write_text((run / 'metrics.jsonl').read_text())
+  assert tool('refine', '--run=second') == 0
+  with np.load('second/schedules/refined.npz') as f:
+    assert json.loads(str(f['provenance']))['iteration'] == 2
+
+
+@pytest.mark.parametrize(
+  ('optimizer', 'choice'),
+  [
+    ('sgdw', 'grad/l2, power 2'),
+    ('lion', 'grad/l1, power 1'),
+    ('muon', 'grad/l2, power 1'),
+  ],
+)
+def test_the_optimizer_decides_the_norm(tool, run, optimizer, choice, capsys):
+  other = pathlib.Path('other')
+  other.mkdir()
+  config = json.loads((run / 'config.json').read_text())
+  config['optimizer'] = {'name': optimizer}
+  (other / 'config.json').write_text(json.dumps(config))
+  (other / 'metrics.jsonl').write_text((run / 'metrics.jsonl').read_text())
+  tool('refine', '--run=other')
+  assert capsys.readouterr().out.startswith(choice)
+
+
+# --- lr_range and extend
+
+
+def _hashes(folder):
+  files = sorted(p for p in folder.rglob('*') if p.is_file())
+  return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_lr_range_changes_nothing_of_the_run_it_starts_from(tool, run, capsys):
+  before = _hashes(run)
+  arguments = [f'--config={run}/config.json', f'--config.branch={run}@24']
+  assert tool('lr_range', *arguments, '--num_steps=40', '--high=30') == 0
+  output = capsys.readouterr().out
+  assert f'branched from {run}@24' in output
+  assert _hashes(run) == before
+  here = {p.name for p in pathlib.Path().iterdir()}
+  assert here == {'configs', 'lr_range.png'}
+  assert tool('lr_range', '--knob=b2', '--low=0.5', '--high=0.99',
+              '--num_steps=12', *arguments) == 0  # fmt: skip
+  assert '11 of 12 values' in capsys.readouterr().out
+
+
+def test_the_proposed_command_trains(tool, run, capsys):
+  assert tool('extend', f'--run={run}', '--num_steps=36') == 0
+  title, command = tools.commands(capsys.readouterr().out)[0]
+  python, m, name, *arguments = shlex.split(command)
+  assert (name, title[:8]) == ('launch.train', '# longer')
+  assert tool('train', *arguments) == 0
+  longer = Run(next(a for a in arguments if a[:9] == '--workdir')[10:])
+  assert longer.meta['status'] == 'done' and longer.config.num_steps == 36
+  at = int(longer.meta['parent'].partition('@')[2])
+  rates = [Run(run).learning_rates()[at - 1], longer.learning_rates()[at]]
+  np.testing.assert_allclose(rates, 3e-3)

@@ -1,0 +1,56 @@
+"""What tests of commands share: calls in this process, logs, their output."""
+
+import json
+import pathlib
+import runpy
+import sys
+
+from absl import flags
+
+
+def call(monkeypatch, name, *arguments):
+  """Runs `python -m launch.NAME`; returns its exit code."""
+  monkeypatch.setattr(sys, 'argv', [f'launch.{name}', *map(str, arguments)])
+  others = _take()
+  flags.FLAGS.unparse_flags()
+  try:
+    runpy.run_module(f'launch.{name}', run_name='__main__')
+  except SystemExit as e:
+    return e.code
+  finally:
+    _take()
+    for flag_name, flag in others.items():
+      flags.FLAGS[flag_name] = flag
+  raise AssertionError(f'launch.{name} did not exit')
+
+
+def _take():
+  """Removes the flags of all commands, and returns them."""
+  found = {
+    n: flags.FLAGS[n]
+    for n in flags.FLAGS
+    if n.startswith('config.')
+    or flags.FLAGS.find_module_defining_flag(n, '').startswith('launch')
+  }
+  for n in found:
+    delattr(flags.FLAGS, n)
+  return found
+
+
+def log(path, **columns):
+  """A log with one line per step."""
+  names, rows = list(columns), zip(*columns.values(), strict=True)
+  lines = [
+    json.dumps({'step': s, **dict(zip(names, map(float, row), strict=True))})
+    for s, row in enumerate(rows)
+  ]
+  pathlib.Path(path).write_text('\n'.join(lines) + '\n')
+  return path
+
+
+def commands(output):
+  """[(title, command)] of launch.extend."""
+  lines = output.splitlines()
+  return [
+    (a, b) for a, b in zip(lines, lines[1:], strict=False) if a[:1] == '#'
+  ]
