@@ -97,14 +97,14 @@ def test_resuming_at_the_peak_raises_the_loss_to_the_stable_curve():
 
 
 def test_several_budgets_in_one_run():
-  ends = (500, 1000, 2000)
+  ends = (300, 600, 1200)
   found = {k: ([x.mean() for x in v], n) for k, (v, n) in
            river.budgets(ends).items()}  # fmt: skip
   losses = {k: np.array(v) for k, (v, _) in found.items()}
   assert (losses['WSD-S'] < losses['cyclic cosine']).all()
   # The rollback of branches is worth its steps here: WSD-S pays for resuming.
   assert (losses['WSD, branches'] <= 1.02 * losses['WSD-S']).all()
-  assert found['WSD-S'][1] == 2000 < found['WSD, branches'][1]
-  first = wsd_s(500, warmup=0.0, decay=0.1)
-  alone = river.train(river.curve(first, 500)).total[-1].mean()
+  assert found['WSD-S'][1] == 1200 < found['WSD, branches'][1]
+  first = wsd_s(300, warmup=0.0, decay=0.1)
+  alone = river.train(river.curve(first, 300)).total[-1].mean()
   np.testing.assert_allclose(losses['WSD-S'][0], alone, rtol=1e-6)
