@@ -4,9 +4,9 @@ r"""Draws schedules: by name and knobs, of runs and logs, and from tables.
   python -m launch.plot_schedule --runs=runs/a,runs/b --schedules=linear
   python -m launch.plot_schedule --schedules=table:path=mine.csv
 
-A run is drawn by its learning rates over its peak. The table has, for each, the
-mean multiplier and what the convex bound says of it relative to the first: its
-best peak learning rate and its loss there.
+A run is drawn by its learning rates over its peak, and by its loss. The table
+has, for each, the mean multiplier and what the convex bound says of it relative
+to the first: its best peak learning rate and its loss there.
 """
 
 import pathlib
@@ -36,15 +36,18 @@ def main() -> None:
   if out.suffix != '.png':
     raise UserError(f"--out='{out}' must end in .png.")
   from launch import curves, schedule_pictures, show
+  from lm import foreign_logs
 
-  found = [_of_run(text) for text in _RUNS.value]
+  runs = {text: foreign_logs.read(text) for text in _RUNS.value}
+  found = [_curve(name, run) for name, run in runs.items()]
   steps = _NUM_STEPS.value or (found[0].value.size if found else 1000)
   found += [curves.curve(t, steps) for t in curves.split(_SCHEDULES.value)]
   show.table(
     ['schedule', 'steps', 'mean', 'last', 'best peak', 'best loss bound'],
     _rows(found),
   )
-  show.save(schedule_pictures.multipliers(found), out)
+  losses = {k: x for k, v in runs.items() if (x := _loss(v)) is not None}
+  show.save(schedule_pictures.multipliers(found, losses), out)
   print(f'wrote {out}')
   chosen = (curves.split(_SCHEDULES.value) or ['wsd'])[0]
   print(
@@ -53,14 +56,24 @@ def main() -> None:
   )
 
 
-def _of_run(text):
+def _curve(name, run):
   from launch import curves
   from lm import foreign_logs
 
-  rates = foreign_logs.learning_rates(foreign_logs.read(text), _TAG.value)
+  rates = foreign_logs.learning_rates(run, _TAG.value)
   if not rates.max() > 0:
-    raise UserError(f'{text}: no learning rate is above 0.')
-  return curves.Curve(text, rates / rates.max())
+    raise UserError(f'{name}: no learning rate is above 0.')
+  return curves.Curve(name, rates / rates.max())
+
+
+def _loss(run):
+  """Returns the loss of a log, None if it has none."""
+  from lm import foreign_logs
+
+  try:
+    return foreign_logs.find(run, 'loss')
+  except UserError:
+    return None
 
 
 def _rows(found):

@@ -21,14 +21,31 @@ def _line(ax, values, **style) -> None:
   ax.plot(at, np.asarray(values)[at], **style)
 
 
-def multipliers(curves: Sequence) -> figure.Figure:
-  """Draws launch.curves.Curve of any lengths, each over its own steps."""
-  fig, (ax,) = _figure(1, width=9)
+def multipliers(curves: Sequence, losses: Mapping) -> figure.Figure:
+  """Draws launch.curves.Curve of any lengths, and the losses of runs.
+
+  Args:
+    curves: each over its own steps.
+    losses: name of a curve -> Series, drawn in its colour.
+  """
+  fig, axes = _figure(2 if losses else 1, width=6.5)
   dashes = ('-', '--', ':', '-.')
   for i, c in enumerate(curves):
-    _line(ax, c.value, label=c.name, linestyle=dashes[i // 10 % 4])
-  ax.set(xlabel='step', ylabel='multiplier', ylim=(-0.03, 1.05))
-  ax.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1))
+    style = {'color': f'C{i % 10}', 'linestyle': dashes[i // 10 % 4]}
+    _line(axes[0], c.value, label=c.name, **style)
+    if c.name in losses:
+      axes[1].plot(*losses[c.name], label=c.name, **style)
+  axes[0].set(xlabel='step', ylabel='multiplier', ylim=(-0.03, 1.05))
+  if losses:
+    # The first losses would hide the rest.
+    top = max(np.quantile(x.value, 0.8) for x in losses.values())
+    low = min(x.value.min() for x in losses.values())
+    axes[1].set(xlabel='step', ylabel='loss (nats)')
+    axes[1].set_ylim(low - 0.05 * (top - low), top)
+  axes[-1].legend(
+    *axes[0].get_legend_handles_labels(),
+    fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1),
+  )  # fmt: skip
   return fig
 
 
