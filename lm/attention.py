@@ -14,21 +14,25 @@ from lm.errors import UserError, did_you_mean
 
 FORMS = ('auto', 'chunked', 'xla', 'cudnn')
 
-CHUNK = 64
 
-
-def attention(q_BTHK, k_BTGK, v_BTGK, *, form: str = 'auto') -> jax.Array:
+def attention(
+  q_BTHK: jax.Array,
+  k_BTGK: jax.Array,
+  v_BTGK: jax.Array,
+  *,
+  form: str = 'auto',
+) -> jax.Array:
   """Softmax attention of every query to the keys at its time and before.
 
   Args:
     q_BTHK: queries of H heads.
-    k_BTGK, v_BTGK: keys and values of G heads; head h of the queries reads
-      head h // (H / G).
-    form: one of FORMS. 'auto': 'chunked' on the CPU; elsewhere 'cudnn' on a GPU
-      in 16 bits, else 'xla'.
+    k_BTGK: keys of G heads; head h of the queries reads head h // (H / G).
+    v_BTGK: values.
+    form: one of FORMS. 'auto': 'chunked' on the CPU; elsewhere 'cudnn' on a
+      GPU in 16 bits, else 'xla'.
 
   Returns:
-    The mixed values, shaped and typed like the queries.
+    The weighted values, shaped and typed like the queries.
   """
   form = resolve(form, q_BTHK.dtype)
   if form == 'chunked':
@@ -38,40 +42,79 @@ def attention(q_BTHK, k_BTGK, v_BTGK, *, form: str = 'auto') -> jax.Array:
   )
 
 
-def resolve(form: str, dtype) -> str:
+def resolve(form: str, dtype: jnp.dtype) -> str:
   """Returns the form that 'auto' stands for on this machine, or `form`."""
   if form not in FORMS:
-    raise UserError(
-      f"attention '{form}' does not exist.{did_you_mean(form, FORMS)}"
-    )
+    hint = did_you_mean(form, FORMS)
+    raise UserError(f"attention '{form}' does not exist.{hint}")
   if form != 'auto':
     return form
-  platform = jax.default_backend()
-  if platform == 'cpu':
+  if jax.default_backend() == 'cpu':
     return 'chunked'
   half = jnp.dtype(dtype).itemsize == 2
-  return 'cudnn' if platform in ('gpu', 'cuda') and half else 'xla'
+  return 'cudnn' if jax.default_backend() == 'gpu' and half else 'xla'
 
 
 def _chunked(q_BTHK, k_BTGK, v_BTGK):
   batch, time, heads, dim = q_BTHK.shape
   groups = k_BTGK.shape[2]
-  shape = (batch, time, groups, heads // groups, dim)
-  q_BGRTK = q_BTHK.reshape(shape).transpose(0, 2, 3, 1, 4) / math.sqrt(dim)
-  k_BGTK, v_BGTK = k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)
-  chunks = []
-  for start in range(0, time, CHUNK):
-    end = min(start + CHUNK, time)
-    q, k, v = (
-      q_BGRTK[..., start:end, :],
-      k_BGTK[..., :end, :],
-      v_BGTK[..., :end, :],
-    )
-    scores = jnp.einsum(
-      'bgrtk,bgsk->bgrts', q, k, preferred_element_type=jnp.float32
-    )
-    seen = jnp.arange(start, end)[:, None] >= jnp.arange(end)
-    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)).astype(v.dtype)
-    chunks.append(jnp.einsum('bgrts,bgsk->bgrtk', weights, v))
-  o_BGRTK = jnp.concatenate(chunks, axis=3)
+  # R = H / G queries share a key. Time next to last: products are plain.
+  q_BTGRK = q_BTHK.reshape(batch, time, groups, heads // groups, dim)
+  q_BGRTK = q_BTGRK.transpose(0, 2, 3, 1, 4) / math.sqrt(dim)
+  o_BGRTK = _causal(q_BGRTK, k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2))
   return o_BGRTK.transpose(0, 3, 1, 2, 4).reshape(q_BTHK.shape)
+
+
+@jax.custom_vjp
+def _causal(q_BGRTK, k_BGTK, v_BGTK):
+  return _forward(q_BGRTK, k_BGTK, v_BGTK)[0]
+
+
+def _forward(q, k, v):
+  outputs, weights = [], []
+  for start, end in _chunks(q.shape[3]):
+    scores = _product('bgrtk,bgsk->bgrts', q[..., start:end, :], k[:, :, :end])
+    seen = jnp.arange(start, end)[:, None] >= jnp.arange(end)
+    w = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)).astype(v.dtype)
+    outputs.append(_product('bgrts,bgsk->bgrtk', w, v[:, :, :end]))
+    weights.append(w)
+  o = jnp.concatenate(outputs, axis=3).astype(q.dtype)
+  return o, (q, k, v, o, weights)
+
+
+def _backward(saved, do):
+  """Written out: 80 of `tiny`'s 650 ms less than automatic differentiation.
+
+  d scores = w (d w - sum(w d w)), and the sum is that of o * d o (Dao et al.
+  2022, section B.2).
+  """
+  q, k, v, o, weights = saved
+  time, dim = q.shape[3:]
+  # A product with ones: XLA's sum over a short last dimension runs on one
+  # number at a time (8 of 395 ms).
+  product = (o * do).astype(jnp.float32).reshape(-1, dim)
+  shift = (product @ jnp.ones((dim, 1))).reshape(*q.shape[:-1], 1)
+  dq, dk, dv = [], 0.0, 0.0
+  for (start, end), w in zip(_chunks(time), weights, strict=True):
+    q_i, do_i = q[..., start:end, :], do[..., start:end, :]
+    dw = _product('bgrtk,bgsk->bgrts', do_i, v[:, :, :end])
+    dscores = (w * (dw - shift[..., start:end, :])).astype(q.dtype)
+    dq.append(_product('bgrts,bgsk->bgrtk', dscores, k[:, :, :end]))
+    pad = (0, 0), (0, 0), (0, time - end), (0, 0)
+    dk += jnp.pad(_product('bgrts,bgrtk->bgsk', dscores, q_i), pad)
+    dv += jnp.pad(_product('bgrts,bgrtk->bgsk', w, do_i), pad)
+  dq = jnp.concatenate(dq, axis=3)
+  return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+
+
+_causal.defvjp(_forward, _backward)
+
+
+def _chunks(time):
+  """(start, end) of each chunk: 64 queries, more when that makes over 8."""
+  size = max(64, -(-time // 8))
+  return [(t, min(t + size, time)) for t in range(0, time, size)]
+
+
+def _product(subscripts, a, b):
+  return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import jax
 from jax import numpy as jnp
 
-from lm import model as model_lib
+from lm import linear, sharding
+from lm.model import Model
 
 
 class Loss(NamedTuple):
@@ -22,7 +23,7 @@ class Loss(NamedTuple):
 
 
 def next_token(
-  model: model_lib.Model,
+  model: Model,
   params: Any,
   tokens_BS: jax.Array,
   *,
@@ -35,45 +36,55 @@ def next_token(
   Args:
     tokens_BS: S = T + 1 tokens per sequence.
     z_loss: weight of z; may be traced.
-    softcap: bound of the logits, 0 for none.
-    chunk: tokens per slice (all devices together) for which logits exist at
-      one time, forward and backward; 0 = all.
+    softcap: bound of the logits, 0 = none; static.
+    chunk: tokens, per device, whose logits exist at one time, forward and
+      backward (at least one per sequence); 0 = all.
   """
   h_BTD = model.hidden(params, tokens_BS[:, :-1])
-  kernel_DV = model.head(params)
-  targets_BT = tokens_BS[:, 1:]
-  batch, time, dim = h_BTD.shape
-  if not chunk or chunk >= batch * time:
-    ce, z = _sums(h_BTD, kernel_DV, targets_BT, jnp.ones(()), softcap)
+  kernel_DV, targets_BT = model.head(params), tokens_BS[:, 1:]
+  batch, time = targets_BT.shape
+  steps = chunk * sharding.num_shards('batch') // batch
+  if not chunk or steps >= time:
+    sums = _sums(h_BTD, kernel_DV, targets_BT, jnp.ones(time), softcap)
   else:
-    steps = max(1, chunk // batch)  # slices in time: the batch stays sharded
-    num = -(-time // steps)
-    pad = num * steps - time
-
-    def slices(x):
-      x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
-      return x.reshape(batch, num, steps, *x.shape[2:]).swapaxes(0, 1)
-
-    xs = slices(h_BTD), slices(targets_BT), slices(jnp.ones((batch, time)))
-    one = jax.checkpoint(
-      lambda h, t, w: _sums(h, kernel_DV, t, w, softcap), prevent_cse=False
-    )
-    init = jnp.zeros(()), jnp.zeros(())
-    (ce, z), _ = jax.lax.scan(
-      lambda s, x: (jax.tree.map(jnp.add, s, one(*x)), None), init, xs
-    )
-  ce, z = ce / (batch * time), z / (batch * time)
-  return Loss(ce + z_loss * z, ce, z)
+    kernel_DV = sharding.constrain(kernel_DV, None, 'vocab')  # gathered once
+    sums = _in_slices(h_BTD, kernel_DV, targets_BT, max(1, steps), softcap)
+  cross_entropy, z = (x / (batch * time) for x in sums)
+  return Loss(cross_entropy + z_loss * z, cross_entropy, z)
 
 
-def _sums(h_BTD, kernel_DV, targets_BT, weights_BT, softcap):
-  logits_BTV = model_lib.logits(h_BTD, kernel_DV, softcap=softcap)
-  lse_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+def _in_slices(h_BTD, kernel_DV, targets_BT, steps, softcap):
+  """Slices of the time, not of the flat tokens: each has rows of all devices.
+
+  Backward computes the logits of a slice again.
+  """
+  time = targets_BT.shape[1]
+  num = -(-time // steps)
+
+  def split(x, axis):
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (0, num * steps - time)
+    shape = (*x.shape[:axis], num, steps, *x.shape[axis + 1 :])
+    return jnp.moveaxis(jnp.pad(x, pad).reshape(shape), axis, 0)
+
+  @jax.checkpoint
+  def add(totals, slices):
+    h, targets, weights = slices
+    sums = _sums(h, kernel_DV, targets, weights, softcap)
+    return jax.tree.map(jnp.add, totals, sums), None
+
+  slices = split(h_BTD, 1), split(targets_BT, 1), split(jnp.ones(time), 0)
+  return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), slices)[0]
+
+
+def _sums(h_BTD, kernel_DV, targets_BT, weights_T, softcap):
+  h_LD = h_BTD.reshape(-1, h_BTD.shape[-1])
+  logits_LV = linear.logits(h_LD, kernel_DV, softcap=softcap)
+  lse_L = jax.nn.logsumexp(logits_LV, axis=-1)
   # A comparison, not a gather: its gradient is no scatter, and the vocabulary
   # may be sharded.
-  hit_BTV = targets_BT[..., None] == jnp.arange(logits_BTV.shape[-1])
-  right_BT = jnp.sum(jnp.where(hit_BTV, logits_BTV, 0.0), axis=-1)
-  return (
-    jnp.sum(weights_BT * (lse_BT - right_BT)),
-    jnp.sum(weights_BT * lse_BT**2),
-  )
+  hit_LV = targets_BT.reshape(-1, 1) == jnp.arange(logits_LV.shape[-1])
+  right_L = jnp.sum(jnp.where(hit_LV, logits_LV, 0.0), axis=-1)
+  weights_L = jnp.broadcast_to(weights_T, targets_BT.shape).reshape(-1)
+  nll = jnp.sum(weights_L * (lse_L - right_L))
+  return nll, jnp.sum(weights_L * lse_L**2)

@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 from jax import numpy as jnp
-from jax.sharding import PartitionSpec as P
 from ml_collections import FrozenConfigDict
 
-from lm import attention, axes, linear
+from lm import attention, axes, linear, sharding
 from lm.errors import UserError, did_you_mean
 
-DTYPES = ('float32', 'bfloat16', 'float16')
+DTYPES = ('float32', 'bfloat16')  # float16 would need a loss scale
 REMAT = {
   'none': None,
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -73,7 +72,9 @@ def build(config: Any) -> Model:
 
   def apply(params, tokens_BT):
     h_BTD = hidden(params, tokens_BT)
-    return logits(h_BTD, head(params), softcap=c.logit_softcap)
+    h_LD = h_BTD.reshape(-1, c.d_model)
+    y_LV = linear.logits(h_LD, head(params), softcap=c.logit_softcap)
+    return y_LV.reshape(*tokens_BT.shape, -1)
 
   names = jax.tree.map(
     lambda b: axes.from_names(b.names),
@@ -81,13 +82,6 @@ def build(config: Any) -> Model:
     is_leaf=_is_box,
   )
   return Model(init, apply, hidden, head, names)
-
-
-def logits(h: jax.Array, kernel_DV: jax.Array, *, softcap: float) -> jax.Array:
-  """Returns float32 logits, bounded by cap * tanh(logits / cap) if cap > 0."""
-  kernel_DV = kernel_DV.astype(h.dtype)
-  out = jnp.matmul(h, kernel_DV, preferred_element_type=jnp.float32)
-  return softcap * jnp.tanh(out / softcap) if softcap else out
 
 
 def num_params(config: Any) -> int:
@@ -126,13 +120,16 @@ class _Transformer(nn.Module):
       _param(self, 'head', c.init_std, embed=c.d_model, vocab=c.vocab_size)
     # Gathered over 'embed' first: XLA would otherwise replicate the output of
     # the look-up ("involuntary full rematerialization").
-    table_VD = _constrain(table_VD, 'vocab', None)
+    table_VD = sharding.constrain(table_VD, 'vocab', None)
     x_BTD = table_VD[tokens_BT].astype(c.dtype)
-    x_BTD = _constrain(x_BTD, 'batch', 'seq', None)
-    x_BTD = self.blocks(x_BTD, _rope_table(c, tokens_BT.shape[1]))
-    return _norm(self, 'final_norm', x_BTD, c.norm_eps)
+    x_BTD = sharding.constrain(x_BTD, 'batch', 'seq', None)
+    rope = _rope_table(c, tokens_BT.shape[1])
+    # Blocks work on flat tokens (L = B T), see lm/linear.py.
+    x_LD = self.blocks(x_BTD.reshape(-1, c.d_model), rope)
+    x_LD = _norm(self, 'final_norm', x_LD, c.norm_eps)
+    return x_LD.reshape(x_BTD.shape)
 
-  def blocks(self, x_BTD, rope):
+  def blocks(self, x_LD, rope):
     c = self.c
     block = _Block
     if c.remat != 'none':
@@ -140,8 +137,8 @@ class _Transformer(nn.Module):
       block = nn.remat(block, policy=policy, prevent_cse=not c.scan_layers)
     if not c.scan_layers:
       for i in range(c.num_layers):
-        x_BTD, _ = block(c, name=f'block_{i}')(x_BTD, rope)
-      return x_BTD
+        x_LD, _ = block(c, name=f'block_{i}')(x_LD, rope)
+      return x_LD
     scanned = nn.scan(
       block,
       variable_axes={'params': 0},
@@ -150,68 +147,62 @@ class _Transformer(nn.Module):
       length=c.num_layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
-    return scanned(c, name='blocks')(x_BTD, rope)[0]
+    return scanned(c, name='blocks')(x_LD, rope)[0]
 
 
 class _Block(nn.Module):
   c: FrozenConfigDict
 
   @nn.compact
-  def __call__(self, x_BTD, rope):
+  def __call__(self, x_LD, rope):
     c = self.c
-    h_BTD = _norm(self, 'attn_norm', x_BTD, c.norm_eps)
-    x_BTD += _Attention(c, name='attn')(h_BTD, rope)
-    x_BTD = _constrain(x_BTD, 'batch', 'seq', None)
-    h_BTD = _norm(self, 'mlp_norm', x_BTD, c.norm_eps)
-    x_BTD += _Mlp(c, name='mlp')(h_BTD)
-    return _constrain(x_BTD, 'batch', 'seq', None), None
+    h_LD = _norm(self, 'attn_norm', x_LD, c.norm_eps)
+    x_LD += _Attention(c, name='attn')(h_LD, rope)
+    x_LD = sharding.constrain(x_LD, 'batch', None)
+    h_LD = _norm(self, 'mlp_norm', x_LD, c.norm_eps)
+    x_LD += _Mlp(c, name='mlp')(h_LD)
+    return sharding.constrain(x_LD, 'batch', None), None
 
 
 class _Attention(nn.Module):
   c: FrozenConfigDict
 
   @nn.compact
-  def __call__(self, x_BTD, rope):
+  def __call__(self, x_LD, rope):
     c = self.c
-    D, K = c.d_model, c.head_dim
+    D, H, G, K = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim
+    time = rope[0].shape[0]
 
-    def project(name, heads):
-      kernel = _param(
-        self, name[0], c.init_std, embed=D, **{name[1]: heads}, head_dim=K
-      )
-      y = linear.linear(x_BTD, kernel)
-      y = y.reshape(*x_BTD.shape[:-1], heads, K)
-      return _constrain(y, 'batch', 'seq', name[1], None)
+    def project(name, **heads):
+      kernel = _param(self, name, c.init_std, embed=D, **heads, head_dim=K)
+      y = linear.linear(x_LD, kernel.reshape(D, -1))
+      y = y.reshape(-1, time, kernel.shape[1], K)
+      return sharding.constrain(y, 'batch', 'seq', *heads, None)
 
-    q_BTHK = project(('q', 'heads'), c.num_heads)
-    k_BTGK = project(('k', 'kv_heads'), c.num_kv_heads)
-    v_BTGK = project(('v', 'kv_heads'), c.num_kv_heads)
+    q_BTHK = project('q', heads=H)
+    k_BTGK = project('k', kv_heads=G)
+    v_BTGK = project('v', kv_heads=G)
     if c.qk_norm:
       q_BTHK = _norm(self, 'q_norm', q_BTHK, c.norm_eps)
       k_BTGK = _norm(self, 'k_norm', k_BTGK, c.norm_eps)
     q_BTHK, k_BTGK = _rotate(q_BTHK, rope), _rotate(k_BTGK, rope)
     o_BTHK = attention.attention(q_BTHK, k_BTGK, v_BTGK, form=c.attention)
-    o_HKD = _param(
-      self, 'o', _out_std(c), heads=c.num_heads, head_dim=K, embed=D
-    )
-    o_BTD = o_BTHK.reshape(*x_BTD.shape[:-1], -1)
-    return linear.linear(o_BTD, o_HKD, 2)
+    kernel = _param(self, 'o', _out_std(c), heads=H, head_dim=K, embed=D)
+    return linear.linear(o_BTHK.reshape(-1, H * K), kernel.reshape(-1, D))
 
 
 class _Mlp(nn.Module):
   c: FrozenConfigDict
 
   @nn.compact
-  def __call__(self, x_BTD):
+  def __call__(self, x_LD):
     c = self.c
     sides = {'embed': c.d_model, 'mlp': c.d_ff}
     gate_DF = _param(self, 'gate', c.init_std, **sides)
     up_DF = _param(self, 'up', c.init_std, **sides)
     down_FD = _param(self, 'down', _out_std(c), mlp=c.d_ff, embed=c.d_model)
-    gate_BTF = linear.linear(x_BTD, gate_DF)
-    up_BTF = linear.linear(x_BTD, up_DF)
-    h_BTF = _constrain(nn.silu(gate_BTF) * up_BTF, 'batch', 'seq', 'mlp')
-    return linear.linear(h_BTF, down_FD)
+    h_LF = nn.silu(linear.linear(x_LD, gate_DF)) * linear.linear(x_LD, up_DF)
+    return linear.linear(sharding.constrain(h_LF, 'batch', 'mlp'), down_FD)
 
 
 def _param(module, name, std, **sides):
@@ -247,22 +238,6 @@ def _rotate(x_BTHK, rope):
 
 def _out_std(c):
   return c.init_std / math.sqrt(2 * c.num_layers)
-
-
-def _constrain(x, *names):
-  """Shards an activation by logical names; nothing without a mesh.
-
-  Axes that the mesh lacks or that a surrounding `shard_map` has taken are left
-  out: the same model runs in a notebook, on a pod, and inside a sweep.
-  """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return x
-  free = set(mesh.axis_names) - set(mesh.manual_axes)
-  spec = [axes.RULES[n] if n else None for n in names]
-  spec = [s if isinstance(s, tuple) else (s,) for s in spec]
-  spec = [tuple(a for a in s if a in free) or None for s in spec]
-  return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
 def _is_box(x):
