@@ -61,14 +61,14 @@ def main() -> None:
   if not found.config:
     print(
       'To refute it: this schedule against a linear decay in your trainer, '
-      'both at 4 peak learning rates and 3 seeds.'
+      'both at 5 peak learning rates and 3 seeds.'
     )
     return
   config, script = refinement.write_experiment(
     out, _RUN.value, result.multiplier.size, _SEEDS.value
   )
   print(
-    f'wrote {config} and {script}: both schedules at 4 peak learning rates '
+    f'wrote {config} and {script}: both schedules at 5 peak learning rates '
     f'and {_SEEDS.value} seeds'
   )
   print(

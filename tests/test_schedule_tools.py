@@ -159,9 +159,9 @@ def test_refine_writes_what_can_refute_it(tool, run, capsys):
   assert names == ['linear', 'table'] and linear == refined
   assert linear['num_steps'] == 48
   commands = (folder / 'refute.sh').read_text().splitlines()[2:]
-  assert len(commands) == 2 * 4 * 2 + 1
+  assert len(commands) == 2 * 5 * 2 + 1
   rates = {x.split('--config.learning_rate=')[1] for x in commands[:-1]}
-  assert len(rates) == 8  # 4 rates with 2 seeds, shared by both schedules
+  assert len(rates) == 10  # 5 rates with 2 seeds, shared by both schedules
   # Norms of a run with a refined schedule are a second iteration.
   second = pathlib.Path('second')
   second.mkdir()

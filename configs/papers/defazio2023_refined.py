@@ -8,7 +8,7 @@ gradient norms of a run ask for trains better than a linear decay.
   python -m launch.refine --run=runs/a
   sh runs/a/schedules/refute.sh
 
-Both schedules get the same learning rates (1/2 to 4 times that of the run: a
+Both schedules get the same learning rates (1/2 to 8 times that of the run: a
 refined schedule has less area, so that its best peak is higher), steps and
 seeds. Compare the best of each over the rates, in the mean over the seeds. If
 the best is at an end of the rates, the comparison is not finished.
@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs import resolved
+from configs import debug, resolved
 from lm import spec
 from lm.errors import UserError, did_you_mean
 
-FACTORS = (0.5, 1.0, 2.0, 4.0)  # of the run's learning rate
+FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)  # of the run's learning rate
 
 
 class Setting(NamedTuple):
@@ -38,13 +38,18 @@ class Setting(NamedTuple):
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  """Takes 'run=DIRECTORY,schedule=linear' or 'schedule=refined'."""
-  choice = spec.parse(arg, run='runs/a', schedule='linear')
+  """Takes 'run=DIRECTORY,schedule=linear' or 'schedule=refined'.
+
+  Without a run, the first one is trained: configs/debug.py.
+  """
+  choice = spec.parse(arg, run='', schedule='linear')
   names = {'linear': 'linear', 'refined': 'table'}
   if choice['schedule'] not in names:
     hint = did_you_mean(choice['schedule'], names)
     raise UserError(f"schedule='{choice['schedule']}' is not compared.{hint}")
   run, name = choice['run'], names[choice['schedule']]
+  if not run:
+    return debug.get_config(f'schedule={name}')
   c = resolved.get_config(f'{run}/config.json:schedule={name}')
   if name == 'table':
     c.schedule.path = f'{run}/schedules/refined.npz'
@@ -52,7 +57,7 @@ def get_config(arg: str = '') -> ConfigDict:
   return c
 
 
-def sweep(run: str = 'runs/a', num_seeds: int = 3) -> list[Setting]:
+def sweep(run: str = '', num_seeds: int = 3) -> list[Setting]:
   """Returns all runs; both schedules have equal numbers of them."""
   peak = get_config(f'run={run}').learning_rate
   return [
