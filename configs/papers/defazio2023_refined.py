@@ -13,9 +13,10 @@ refined schedule has less area, so that its best peak is higher), steps and
 seeds. Compare the best of each over the rates, in the mean over the seeds. If
 the best is at an end of the rates, the comparison is not finished.
 
-Expected: no fixed number. On a transformer of 0.1M parameters the linear decay
-won (validation loss 1.964 against 1.990 with l2 norms and 2.022 with l1 norms
-and a warm-up; 1,500 steps, AdamW, one seed).
+Measured with --config.num_steps=400 --config.eval.num_sequences=512 and two
+seeds, best validation loss over the five rates: linear 2.322 (2.319, 2.325) at
+3e-3, refined 2.359 (2.275, 2.443) at 1.2e-2. Linear won in the mean, within the
+spread of the seeds; at the same rate of 3e-3 it won clearly (2.322 to 2.479).
 """
 
 from typing import Any, NamedTuple
