@@ -46,9 +46,12 @@ def run(main: Callable[[], int | None], default_config: str = '') -> None:
       raise UserError(f"'{extra[0]}' is not a flag; flags begin with --.")
     _compilation_cache()
     code = main()
-  except (flags.Error, UserError) as e:
-    print(f'error: {e}', file=sys.stderr)
+  except (flags.Error, UserError, OSError) as e:
+    print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
     code = 2
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    code = 130
   sys.stdout.flush()
   sys.exit(code or 0)
 
@@ -79,7 +82,7 @@ def load_config(text: str) -> ConfigDict:
 
 def _json(text: str) -> str:
   """A run's config.json is read by a config file of ours."""
-  if text.partition(':')[0].endswith('.json'):
+  if text.endswith('.json'):
     return f'{ROOT / "configs" / "resolved.py"}:{text}'
   return text
 
@@ -155,7 +158,7 @@ def _help(module: Any, default_config: str) -> str:
 def integers(flag: str, texts: list[str]) -> list[int]:
   """Parses a list flag of steps."""
   for text in texts:
-    if not text.strip().isdigit():
+    if not text.strip().isdecimal():
       raise UserError(f"--{flag}: '{text}' is not a number of steps.")
   return [int(text) for text in texts]
 

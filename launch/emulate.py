@@ -7,7 +7,7 @@ r"""Emulates decays of the learning rate from one constant-rate run.
 What would the loss be, had the run been decayed over WINDOW steps until END?
 Nothing is trained: checkpoints and the means between them are averaged. With
 --against, real cooldowns that branched from this run stand beside it. Writes
-RUN/plots/emulate.png and emulate.json.
+RUN/plots/NAME.png and NAME.json.
 """
 
 import json
@@ -24,6 +24,7 @@ _SHAPES = flags.DEFINE_list(
 )
 _FLOOR = flags.DEFINE_float('floor', 0.0, 'end of the decay / peak')
 _ENDS = flags.DEFINE_list('ends', [], 'end steps; default: four to the newest')
+_NAME = flags.DEFINE_string('name', 'emulate', 'of the files in RUN/plots')
 _WINDOWS = flags.DEFINE_list(
   'windows', [], 'lengths in steps; default: 10, 20 and 40 % of the end step'
 )
@@ -32,6 +33,8 @@ _WINDOWS = flags.DEFINE_list(
 def main() -> None:
   if not _RUN.value:
     raise UserError('--run is missing; for example --run=runs/a.')
+  if not _SHAPES.value:
+    raise UserError('--shapes is empty; for example --shapes=linear,cosine.')
   from launch import emulation, pictures, show
   from lm.run import Run
 
@@ -52,8 +55,9 @@ def main() -> None:
   for end, window in dict.fromkeys(focus):
     _print_focus(run, end, window, results, last[end], real)
   _print_surface(grid, results, last)
-  out = run.path / 'plots' / 'emulate.png'
-  show.save(pictures.emulation(run, real, grid, focus, results), out)
+  out = run.path / 'plots' / f'{_NAME.value}.png'
+  figure = pictures.emulation(run, real, grid, focus, results, last)
+  show.save(figure, out)
   numbers = emulation.as_json(results, last, real)
   out.with_suffix('.json').write_text(json.dumps(numbers, indent=2) + '\n')
   print(f'wrote {out} and {out.with_suffix(".json")}')
@@ -99,6 +103,10 @@ def _print_surface(grid, results, last) -> None:
     rows.append([end, window, f'{last[end].mean():.4f}', *cells])
   print('\nLoss (nats) had the run been decayed over WINDOW until END:')
   show.table(['end', 'window', 'no decay', *shapes], rows)
+  print(
+    'Shapes are linear between two checkpoints: over one interval all are the '
+    'same.'
+  )
 
 
 if __name__ == '__main__':

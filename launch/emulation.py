@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich import progress
 
-from lm import spec
+from lm import checkpoint, spec
 from lm.errors import UserError
 from lm.run import Run
 from merging.engine import coefficients, sources, stream
@@ -69,7 +69,9 @@ def plan(
   if not saved:
     raise UserError(f'{run.path} has no checkpoints.')
   end = saved[-1] if end is None else end
-  window = window or max(end // 5, 1)
+  if window < 0 or window > end:
+    raise UserError(f'window={window} must be from 1 to the end step, {end}.')
+  window = window or _fifth(saved, end)
   if means:
     _only_decay(method, 'means')
     knots = sources.mean_steps(run.path, end=end, window=window)
@@ -80,7 +82,9 @@ def plan(
       raise UserError(
         f'{run.path} has no checkpoint {missing[0]}; it has {saved}.'
       )
-    end, window = knots[-1], knots[-1] - knots[0]
+    if len(set(knots)) < 2:
+      raise UserError(f'--steps={steps}: a merge needs two checkpoints.')
+    end = knots[-1]
   else:
     closed = method.get('grid') == 'block'
     knots = sources.raw_steps(
@@ -89,7 +93,8 @@ def plan(
   about = {'end': end, 'window': window}
   if not means:
     rates = _block_rates(run, knots)
-    _check_constant(run, rates[1:], correct)
+    _check_constant(run, knots, correct)
+    about['window'] = _covered(knots, method.get('grid') == 'block')
     c = spec.build('merging', method, knots)
     if correct:
       _only_decay(method, 'correct')
@@ -97,7 +102,7 @@ def plan(
       c = coefficients.inverse(coefficients.correct(target, rates[1:]))
     return Plan(sources.raw(run.path, knots, c), rates, about)
   rates = _rates(run, knots)
-  _check_constant(run, rates, correct)
+  _check_constant(run, knots, correct)
   c = coefficients.interval_means(knots, method['shape'], method['floor'])
   if correct:
     target = (1 - np.cumsum([c.first, *c.means])) * rates.max()
@@ -112,7 +117,25 @@ def plan(
   return Plan(found, np.array(rates), about)
 
 
-def _check_constant(run, rates, correct):
+def _fifth(saved, end):
+  """Returns about a fifth of the steps, but at least two checkpoints."""
+  before = [s for s in saved if s < end]
+  starts = [s for s in before[:-1] if s <= 0.8 * end] or before[:1]
+  return end - starts[-1] if starts else end
+
+
+def _covered(knots, block):
+  """Returns the length of the decay that checkpoints emulate, in steps."""
+  length = knots[-1] - knots[0]
+  return length if block else length + round(length / (len(knots) - 1))
+
+
+def _check_constant(run, knots, correct):
+  rates = run.learning_rates()[knots[0] : knots[-1]]
+  if not len(rates):
+    raise UserError(
+      f'steps {knots} are not steps of the schedule of {run.path}.'
+    )
   if correct or np.ptp(rates) <= 1e-6 * rates.max():
     return
   raise UserError(
@@ -176,9 +199,18 @@ def cooldown(run: Run, branch: Run) -> Cooldown:
     )
   if branch.meta['status'] != 'done':
     raise UserError(f'{branch.path} is not done: {branch.meta["status"]}.')
-  end = branch.steps[-1]
+  end, begin = branch.steps[-1], int(start)
+  rates = branch.learning_rates()[begin:end]
+  if not np.isclose(rates[0], run.learning_rates()[begin], rtol=1e-5):
+    raise UserError(
+      f'{branch.path} begins at a learning rate of {rates[0]:.3e}, not at that '
+      f'of {run.path} at step {begin}, {run.learning_rates()[begin]:.3e}.'
+    )
+  held = int(np.argmax(rates < rates[0] * (1 - 1e-6)))
+  if not held:
+    raise UserError(f'{branch.path} is no cooldown: its rate does not fall.')
   losses = run.losses(branch.params(end))
-  return Cooldown(branch, end, end - int(start), losses)
+  return Cooldown(branch, end, end - begin - (held - 1), losses)
 
 
 def grid(
@@ -199,8 +231,9 @@ def grid(
       raise UserError(f'--ends: {end} is not a checkpoint; there are {saved}.')
     lengths = list(windows) or [end - near(end * f) for f in (0.9, 0.8, 0.6)]
     pairs += [(end, w) for w in dict.fromkeys(lengths) if 0 < w <= end]
-  if not pairs:
-    raise UserError(f'no window of {list(windows)} fits before {ends}.')
+  unused = [w for w in windows if w not in {p[1] for p in pairs}]
+  if unused or not pairs:
+    raise UserError(f'--windows: none of {unused} steps fits before {ends}.')
   return pairs
 
 
@@ -229,6 +262,10 @@ def jobs(
 def measure(run: Run, jobs: Sequence[Job]) -> dict[Job, np.ndarray]:
   """Averages and evaluates; returns the loss of each validation batch."""
   results = {}
+  for path in dict.fromkeys(p for job in jobs for p, _ in job.plan.sources):
+    step, name = int(path.parent.name), path.name
+    abstract = checkpoint.abstract_item(path)
+    checkpoint.restore_item(run.path, step, name, abstract)  # verifies
   for job in progress.track(jobs, 'emulating', transient=True):
     params = stream.combine(job.plan.sources)
     results[job] = run.losses(params)

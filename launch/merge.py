@@ -45,6 +45,10 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'print the plan, merge nothing')
 def main() -> None:
   if not _RUN.value:
     raise UserError('--run is missing; for example --run=runs/a.')
+  if _STEPS.value and (_MEANS.value or _WINDOW.value or _END.value != -1):
+    raise UserError('--steps excludes --means, --window and --end.')
+  if _END.value < -1:
+    raise UserError(f'--end={_END.value} is not a step.')
   from launch import emulation
   from lm.run import Run
   from merging.engine import artifact
@@ -76,6 +80,9 @@ def main() -> None:
     )
   _print(run, about)
   name = _NAME.value or _default_name(method, plan.about, _MEANS.value)
+  if _same(run.path / 'merged' / name / 'merge.json', about):
+    print(f'{run.path}/merged/{name} is this very merge already.')
+    return
   if _DRY_RUN.value:
     print(f'dry run: {run.path}/merged/{name} is not written.')
     return
@@ -84,12 +91,28 @@ def main() -> None:
   print(f'Next: python -m launch.evaluate --at={run.path},{out}')
 
 
+def _same(path: pathlib.Path, about) -> bool:
+  """Returns whether `path` says the same but for versions and time."""
+  from lm import log
+
+  if not path.is_file():
+    return False
+  old = log.read_json(path)
+  fields = ('method', 'sources', 'accumulate', 'dtype')
+  return all(old[f] == about[f] for f in fields)
+
+
 def _write(run, name, plan, about, options) -> pathlib.Path:
-  from lm import checkpoint, verify
+  from lm import checkpoint, log, verify
   from merging.engine import artifact
 
   first = checkpoint.abstract_item(plan.sources[0][0])
   verifier = verify.Verifier(verify.shapes(first))
+
+  def finish(folder):
+    verifier.check()
+    log.write_json(folder / 'fingerprints.json', verifier.result())
+
   with cli.user_errors():
     return artifact.write(
       run.path,
@@ -97,7 +120,7 @@ def _write(run, name, plan, about, options) -> pathlib.Path:
       sources=plan.sources,
       provenance=about,
       observe=verifier,
-      before_commit=verifier.check,
+      before_commit=finish,
       **options,
     )
 
@@ -106,23 +129,35 @@ def _print(run, about) -> None:
   from launch import show
 
   tokens = run.config.batch_size * run.config.seq_len
-  rows = [
-    [
-      f'{row["step"]} {row["item"]}',
-      f'{row["step"] * tokens:,}',
-      f'{row["learning_rate"]:.3e}',
-      f'{row["coefficient"]:.6f}',
-      f'{row["multiplier"]:.4f}',
-      f'{row["effective_learning_rate"]:.3e}',
-    ]
-    for row in about['sources']
-  ]
+  rows = []
+  later = [row['multiplier'] for row in about['sources'][1:]] + [0.0]
+  for row, after in zip(about['sources'], later, strict=True):
+    w = f'{row["multiplier"]:.4f}'
+    effective = f'{row["effective_learning_rate"]:.3e}'
+    if row['item'] == 'mean':  # falls linearly over the interval
+      w = f'{w} -> {after:.4f}'
+      effective = f'{effective} -> {after * row["learning_rate"]:.3e}'
+    rows.append(
+      [
+        f'{row["step"]} {row["item"]}',
+        f'{row["step"] * tokens:,}',
+        f'{row["learning_rate"]:.3e}',
+        f'{row["coefficient"]:.6f}',
+        w,
+        effective,
+      ]
+    )
   header = ['checkpoint', 'tokens', 'LR used', 'c', 'w', 'effective LR']
   show.table(header, rows)
   print(
-    f'w: the multiplier that the updates up to here get. 1 / sum c^2 = '
-    f'{about["effective_count"]:.2f}.'
+    'w: what the updates between the checkpoint before and this one are '
+    'multiplied by; 1 before the first.'
   )
+  if not about['method']['means']:
+    print(
+      f'The noise of {about["effective_count"]:.1f} independent checkpoints '
+      'is averaged (1 / sum c^2).'
+    )
 
 
 def _default_name(method, about, means) -> str:

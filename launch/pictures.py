@@ -9,7 +9,9 @@ from matplotlib import figure
 mpl.use('Agg')
 
 
-def emulation(run, real, grid, focus, results: Mapping) -> figure.Figure:
+def emulation(
+  run, real, grid, focus, results: Mapping, last: Mapping
+) -> figure.Figure:
   """Draws the curves with the emulated ends, and a heat map per shape."""
   shapes = list(dict.fromkeys(job.shape for job in results))
   fig = figure.Figure(figsize=(5 + 3.4 * len(shapes), 4), layout='constrained')
@@ -18,10 +20,13 @@ def emulation(run, real, grid, focus, results: Mapping) -> figure.Figure:
   )
   _curves(axes[0], run, real, grid, focus, results)
   best = {(j.end, j.window, j.shape): x.mean() for j, x in results.items()}
-  values = [best[e, w, s] for e, w in grid for s in shapes]
+  gains = [last[e].mean() - best[e, w, s] for e, w in grid for s in shapes]
+  limit = max(map(abs, gains))
   for ax, shape in zip(axes[1:], shapes, strict=True):
     cells = {(e, w): best[e, w, shape] for e, w in grid}
-    _heat(ax, shape, cells, min(values), max(values))
+    gain = {(e, w): last[e].mean() - loss for (e, w), loss in cells.items()}
+    image = _heat(ax, shape, cells, gain, limit)
+  fig.colorbar(image, ax=axes[-1], label='gain over no decay (nats)')
   return fig
 
 
@@ -35,7 +40,7 @@ def _curves(ax, run, real, grid, focus, results) -> None:
   for color, shape in enumerate(shapes, 1):
     middle = _middle(grid, results, shape)
     ax.plot(*middle, 'o--', color=f'C{color}', fillstyle='none',
-            label=f'emulated {shape}')  # fmt: skip
+            label=f'emulated {shape}, middle window')  # fmt: skip
   for job, losses in results.items():
     if (job.end, job.window) in focus and job.source == 'raw':
       color = f'C{1 + shapes.index(job.shape)}'
@@ -62,23 +67,19 @@ def _middle(grid, results, shape):
   return ends, [found[e] for e in ends]
 
 
-def _heat(ax, shape: str, cells: Mapping, low: float, high: float) -> None:
-  """Cells (end, window) -> loss; rows are windows as a share of the end."""
+def _heat(ax, shape: str, cells: Mapping, gain: Mapping, limit: float):
+  """Cells (end, window) -> loss as text, gain as colour."""
   ends: Sequence[int] = sorted({e for e, _ in cells})
   rank = max(sum(e == end for e, _ in cells) for end in ends)
   table = np.full((rank, len(ends)), np.nan)
   for column, end in enumerate(ends):
     windows = sorted(w for e, w in cells if e == end)
     for row, window in enumerate(windows):
-      loss = cells[end, window]
-      table[row, column] = loss
-      dark = loss < (low + high) / 2
-      ax.text(
-        column, row, f'{loss:.3f}\n{window} steps', ha='center', va='center',
-        fontsize=7, color='white' if dark else 'black',
-      )  # fmt: skip
-  ax.imshow(table, cmap='viridis', vmin=low, vmax=high, aspect='auto',
-            origin='lower')  # fmt: skip
-  ax.set(title=f'{shape} decay', xlabel='end step', yticks=[],
+      table[row, column] = gain[end, window]
+      text = f'{cells[end, window]:.3f}\n{window} steps'
+      ax.text(column, row, text, ha='center', va='center', fontsize=7)
+  ax.set(title=f'loss after a {shape} decay', xlabel='end step', yticks=[],
          xticks=range(len(ends)), xticklabels=ends)  # fmt: skip
   ax.set_ylabel('longer window →')
+  return ax.imshow(table, cmap='PiYG', vmin=-limit, vmax=limit, alpha=0.6,
+                   aspect='auto', origin='lower')  # fmt: skip

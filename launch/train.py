@@ -10,6 +10,8 @@ On several machines run the same command on each: TPU pods and SLURM are
 detected; elsewhere give --coordinator, --num_processes and --process_id.
 """
 
+import shlex
+
 from absl import flags
 
 from launch import cli
@@ -46,13 +48,28 @@ def main() -> int:
   workdir = _WORKDIR.value
   status = loop.train(_CONFIG.value, workdir)
   following = {
-    'done': f'python -m launch.emulate --run={workdir}',
+    'done': _after(workdir) if status == 'done' else '',
     'diverged': f'lower --config.learning_rate; the log is {workdir}'
     '/metrics.jsonl',
     'preempted': 'run the same command to continue',
   }
   print(f'{workdir}: {status}. Next: {following[status]}')
   return _CODES[status]
+
+
+def _after(workdir: str) -> str:
+  """Returns the command that fits a finished run."""
+  from lm.run import Run
+
+  run = Run(workdir)
+  parent = run.meta['parent'].rpartition('@')[0]
+  if _CONFIG.value.branch and parent:
+    options = f'--run={shlex.quote(parent)} --against={shlex.quote(workdir)}'
+    return f'python -m launch.emulate {options}'
+  rates = run.learning_rates()
+  if rates[len(rates) // 2] == rates[-1]:
+    return f'python -m launch.emulate --run={shlex.quote(workdir)}'
+  return f'python -m launch.evaluate --at={shlex.quote(workdir)}'
 
 
 if __name__ == '__main__':

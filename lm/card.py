@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -51,7 +52,9 @@ def _lock(run: pathlib.Path) -> Any:
   """
   try:
     run.mkdir(parents=True, exist_ok=True)
-    handle = (run / LOCK).open('w')
+    # Never through a link, and never truncating what is there.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    handle = os.fdopen(os.open(run / LOCK, flags, 0o644), 'r+')
   except OSError as e:
     raise UserError(f"'{run}' cannot be used as --workdir: {e}.") from e
   try:
@@ -109,29 +112,35 @@ def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:
   path = run / 'config.json'
   if not path.exists():
     return
-  old = json.loads(path.read_text())
+  old = log.read_json(path)
   changed = diff(old, as_dict(config))
   for field, (before, after) in changed.items():
     print(f'{field}: {before} -> {after}')
   refused = [k for k in changed if not k.startswith(MAY_CHANGE)]
-  if refused == ['num_steps'] and _same_past(old, config, at):
+  same = _same_past(run, config, at)
+  if refused == ['num_steps'] and same and config.num_steps >= at:
     return
+  if not refused and not same:
+    raise UserError(
+      f'The multipliers of the schedule before step {at} are not those that '
+      f'{run} was trained with: a file that it reads has changed.'
+    )
   if refused:
     raise UserError(
       f'{run} was started with another {refused[0]}; use a new --workdir, or '
       f'start from it with --config.branch={run}@{at}. What may change: '
-      f'{", ".join(MAY_CHANGE)}, and num_steps when the schedule before step '
-      f'{at} stays the same.'
+      f'{", ".join(MAY_CHANGE)}, and num_steps to {at} or more when the '
+      f'schedule before step {at} stays the same.'
     )
 
 
-def _same_past(old: dict[str, Any], config: ConfigDict, at: int) -> bool:
-  def past(c):
-    traced = step_lib.floats(c)['schedule']
-    one = lambda s: step_lib.multiplier(c, s, traced)
-    return np.asarray(jax.jit(jax.vmap(one))(np.arange(at, dtype=np.int32)))
-
-  return at == 0 or np.array_equal(past(ConfigDict(old)), past(config))
+def _same_past(run: pathlib.Path, config: ConfigDict, at: int) -> bool:
+  """Compares the multipliers of the updates that are done with the stored."""
+  stored = log.read_multipliers(run)
+  if stored is None or config.num_steps < at:
+    return stored is None
+  now = step_lib.multipliers(config).astype(stored.dtype)
+  return np.array_equal(stored[:at], now[:at])
 
 
 class Card:
@@ -149,7 +158,7 @@ class Card:
     self._path = run / 'meta.json'
     saved = checkpoint.steps(run)
     check_config(run, config, saved[-1] if saved else 0)
-    old = json.loads(self._path.read_text()) if self._path.exists() else {}
+    old = log.read_json(self._path) if self._path.exists() else {}
     known = old.get('data_fingerprint', fingerprint)
     if known != fingerprint:
       raise UserError(
@@ -178,6 +187,11 @@ class Card:
 
   def start(self) -> None:
     log.write_json(self._run / 'config.json', as_dict(self._config))
+    self._write()
+
+  def saved(self, step: int) -> None:
+    """Notes that a checkpoint of `step` has been started."""
+    self._meta['step'] = step
     self._write()
 
   def finish(self, status: str, step: int) -> None:

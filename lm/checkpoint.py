@@ -9,7 +9,6 @@ the step after which `mean` starts.
 
 import logging
 import pathlib
-import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from lm import processes
+from lm import log, processes
 from lm.errors import UserError
 from lm.state import TrainState
 
@@ -42,17 +41,21 @@ class Ref(NamedTuple):
 
 def locate(text: str) -> Ref:
   """Finds 'RUN@STEP', 'RUN' (its newest checkpoint) or 'RUN/merged/NAME'."""
-  path, _, at = text.partition('@')
+  path, _, at = text.rpartition('@') if '@' in text else (text, '', '')
+  if not at.isdecimal():
+    path, at = text, ''
   run = pathlib.Path(path)
-  if run.parent.name == 'merged' and not at:
-    if not (run / 'params').is_dir():
+  if (run / 'merge.json').is_file() or (
+    run.parent.name == 'merged' and not (run / 'config.json').is_file()
+  ):
+    if at or not (run / 'params').is_dir():
       legal = ', '.join(sorted(p.name for p in run.parent.glob('*'))) or 'none'
       raise UserError(f"'{text}' is not a merge; merges of this run: {legal}.")
     return Ref(run.parents[1], None, run / 'params')
   saved = steps(run)
   if not saved:
     raise UserError(f"'{path}' has no checkpoints; legal: a run directory.")
-  step = int(at) if at.isdigit() else (None if at else saved[-1])
+  step = int(at) if at else saved[-1]
   if step not in saved:
     raise UserError(
       f"'{text}' does not exist; '{path}' has the steps {_short(saved)}."
@@ -63,7 +66,9 @@ def locate(text: str) -> Ref:
 def steps(run: str | pathlib.Path) -> list[int]:
   """Returns the steps of the finished checkpoints of a run, ascending."""
   found = pathlib.Path(run, 'checkpoints').glob('*')
-  return sorted(int(p.name) for p in found if p.name.isdigit())
+  return sorted(
+    int(p.name) for p in found if p.name.isdecimal() and (p / 'params').is_dir()
+  )
 
 
 def item(run: str | pathlib.Path, step: int, name: str) -> pathlib.Path:
@@ -100,6 +105,13 @@ def fingerprint(tree: Any) -> Any:
     return jnp.sum(mixed * place, dtype=jnp.uint32)
 
   return jax.tree.map(one, tree)
+
+
+@jax.jit
+def _finite(tree: Any) -> jax.Array:
+  return jnp.all(
+    jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])
+  )
 
 
 def _by_path(tree: Any) -> dict[str, int]:
@@ -153,13 +165,16 @@ class Checkpoints:
       handler_registry=_registry(),
     )
 
-  def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> None:
+  def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> bool:
     """Starts to save `state`; returns when its arrays may be overwritten.
 
-    A step that is saved already is left as it is.
+    A step that is saved already is left as it is. Parameters that are not
+    finite are not saved, since they would push out good ones: returns False.
     """
     if step in self._manager.all_steps():
-      return
+      return True
+    if not _finite(state.params):
+      return False
     items = _items(state)
     marks = {k: _by_path(v) for k, v in fingerprint(items).items()}
     args = {'meta': ocp.args.JsonSave({**meta, 'fingerprints': marks})}
@@ -169,6 +184,7 @@ class Checkpoints:
       )
       args[name] = ocp.args.PyTreeSave(tree, save_args=chunk)
     self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+    return True
 
   def wait(self) -> None:
     self._manager.wait_until_finished()
@@ -187,21 +203,33 @@ class Checkpoints:
     """
     saved = steps(self.run)
     processes.check_alike('The newest checkpoint', str(saved[-1:]))
+    damaged = []
     for step in reversed(saved):
       try:
-        return restore(self.run, step, abstract)
+        state = restore(self.run, step, abstract)
       except Damaged as e:
-        print(f'warning: {e} It is set aside in {self._set_aside(step)}.')
+        damaged.append((step, e))
+        continue
+      for bad, e in damaged:  # only now: something intact is left
+        print(f'warning: {e} It is set aside in {self._set_aside(bad)}.')
+      return state
     if saved:
-      raise UserError(f'All checkpoints of {self.run} are damaged.')
+      raise UserError(
+        f'All checkpoints of {self.run} are damaged. {damaged[0][1]}'
+      )
+    if (self.run / 'damaged').exists():
+      raise UserError(
+        f'{self.run} has damaged checkpoints and no other; use a new --workdir.'
+      )
     return None
 
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a damaged checkpoint away, so that its step can be saved anew."""
-    place = self.run / 'damaged' / str(step)
+    folder = self.run / 'damaged'
+    earlier = len(list(folder.glob(f'{step}*')))
+    place = folder / (f'{step}.{earlier}' if earlier else str(step))
     if jax.process_index() == 0:
-      place.parent.mkdir(exist_ok=True)
-      shutil.rmtree(place, ignore_errors=True)
+      folder.mkdir(exist_ok=True)
       (self.run / 'checkpoints' / str(step)).rename(place)
     processes.gather('moved')
     self._manager.reload()
@@ -271,6 +299,22 @@ def restore_tree(path: pathlib.Path, abstract: Any) -> Any:
   return handler.restore(epath.Path(path.absolute()), args=args)
 
 
+def restore_merged(path: pathlib.Path, abstract: Any) -> Any:
+  """Restores <run>/merged/<name>/params; verified if launch.merge wrote it."""
+  tree = restore_tree(path, abstract)
+  marks = path.parent / 'fingerprints.json'
+  if not marks.is_file():
+    return tree
+  want = log.read_json(marks)
+  found = _by_path(fingerprint(tree))
+  wrong = [k for k, v in found.items() if want.get(k) != v]
+  if wrong:
+    raise Damaged(
+      f'{path.parent} is damaged: {wrong[0]} is not what was saved.'
+    )
+  return tree
+
+
 def read_meta(run: str | pathlib.Path, step: int) -> dict[str, Any]:
   """Returns the JSON item of a checkpoint."""
   path = epath.Path(item(run, step, 'meta').absolute())
@@ -282,8 +326,11 @@ def abstract_item(path: pathlib.Path) -> Any:
 
   Whatever devices wrote it: the target's sharding replaces the stored one.
   """
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as c:
-    metadata = c.metadata(path.absolute()).item_metadata.tree
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as c:
+      metadata = c.metadata(path.absolute()).item_metadata.tree
+  except Exception as e:  # Orbax raises whatever broke
+    raise Damaged(f"'{path}' is not a readable checkpoint: {e}.") from e
   place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.tree.map(
     lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), metadata

@@ -13,10 +13,13 @@ from rich import progress as rich_progress
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from lm.errors import UserError
+
 
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes JSON so that a reader sees the old file or the new, never a part."""
   temporary = path.with_name(path.name + '.tmp')
+  temporary.unlink(missing_ok=True)  # it might be a link
   temporary.write_text(json.dumps(value, indent=2) + '\n')
   temporary.replace(path)
 
@@ -30,12 +33,46 @@ def write_multipliers(run: pathlib.Path, values: np.ndarray) -> None:
   temporary.replace(path)
 
 
+def read_multipliers(run: pathlib.Path) -> np.ndarray | None:
+  """Returns what `write_multipliers` wrote, None if there is nothing."""
+  path = run / 'schedules' / 'multiplier.npz'
+  if not path.is_file():
+    return None
+  with np.load(path, allow_pickle=False) as stored:
+    return stored['multiplier']
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a JSON object.
+
+  Raises:
+    UserError: it is missing, cut or something else.
+  """
+  try:
+    value = json.loads(path.read_text())
+  except (OSError, ValueError) as e:
+    raise UserError(f"'{path}' cannot be read as JSON: {e}.") from e
+  if not isinstance(value, dict):
+    raise UserError(f"'{path}' is not a JSON object.")
+  return value
+
+
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads metrics.jsonl; the cut last line of a killed run is left out."""
+  """Reads metrics.jsonl; the cut last line of a killed run is left out.
+
+  Raises:
+    UserError: another line is not JSON.
+  """
   if not path.exists():
     return []
-  lines = path.read_text().split('\n')
-  return [json.loads(line) for line in lines[:-1] if line]
+  found = []
+  for number, line in enumerate(path.read_text().split('\n')[:-1], 1):
+    try:
+      found.append(json.loads(line))
+      found[-1]['step']
+    except (ValueError, KeyError, TypeError) as e:
+      raise UserError(f"line {number} of '{path}' is damaged: {e}.") from e
+  return found
 
 
 class Metrics:
@@ -97,7 +134,9 @@ class Progress:
         rich_progress.TimeRemainingColumn(),
         console=rich_console.Console(stderr=True),
       )
-      self._task = self._bar.add_task('', total=total, completed=start, text='')
+      self._task = self._bar.add_task(
+        '', total=total, completed=start, text='compiling'
+      )
       self._bar.start()
 
   def update(self, step: int, text: str) -> None:

@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import signal
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from lm import (
   model,
   processes,
   restore,
+  spec,
   state,
   step,
 )
@@ -81,20 +83,40 @@ def build(config: ConfigDict) -> Built:
   )
 
 
+# Fields with the least and the largest legal value; both ends are legal.
+_RANGES = {
+  'num_steps': (1, 2**31 - 1),
+  'seed': (0, 2**32 - 1),
+  'seq_len': (1, 2**31 - 1),
+  'learning_rate': (0.0, 1e30),
+  'clip_norm': (0.0, 1e30),
+  'z_loss': (0.0, 1e30),
+  'eval.batch_size': (1, 2**31 - 1),
+  'eval.every_steps': (0, 2**31 - 1),
+  'checkpoint.every_steps': (1, 2**31 - 1),
+  'checkpoint.keep_latest': (0, 2**31 - 1),
+  'checkpoint.keep_every_steps': (0, 2**31 - 1),
+  'log_every_steps': (1, 2**31 - 1),
+  'max_bad_steps': (0, 2**31 - 1),
+}
+_OPTIMIZER_RANGES = {
+  'weight_decay': (0.0, 1e30),
+  'b1': (0.0, 1.0),
+  'b2': (0.0, 1.0),
+  'momentum': (0.0, 1.0),
+}
+
+
 def _check(config):
-  """Refuses numbers that no run can have."""
-  for name, least in (
-    ('num_steps', 1),
-    ('seq_len', 1),
-    ('clip_norm', 0),
-    ('eval.batch_size', 1),
-    ('eval.every_steps', 0),
-    ('checkpoint.every_steps', 1),
-    ('log_every_steps', 1),
-  ):
+  """Refuses numbers that no run can have, NaN among them."""
+  ranges = dict(_RANGES)
+  for knob in spec.floats('optimizers', config.optimizer):
+    legal = _OPTIMIZER_RANGES.get(knob, (-1e30, 1e30))
+    ranges[f'optimizer.{knob}'] = legal
+  for name, (least, most) in ranges.items():
     value = functools.reduce(getattr, name.split('.'), config)
-    if not value >= least:
-      raise UserError(f'{name}={value} must be at least {least}.')
+    if not least <= value <= most:
+      raise UserError(f'{name}={value} must be from {least} to {most}.')
 
 
 def train(config: ConfigDict, workdir: str) -> str:
@@ -109,8 +131,10 @@ def train(config: ConfigDict, workdir: str) -> str:
   """
   run = pathlib.Path(workdir)
   first, built = processes.together(
-    lambda: (restore.branch_step(config), build(config))
+    lambda: (restore.branch_step(config, run), build(config))
   )
+  if not checkpoint.steps(run):
+    processes.together(lambda: restore.check_shapes(config, built.abstract))
   fingerprint = built.data.fingerprint
   processes.check_alike('The config', card.config_hash(config))
   processes.check_alike('The data', fingerprint)
@@ -135,7 +159,7 @@ def train(config: ConfigDict, workdir: str) -> str:
     step_reached, status = int(start.step), 'crashed'
     try:
       step_reached, status = _loop(
-        config, built, start, first, checkpoints, writer, preemption
+        config, built, start, first, checkpoints, writer, notes, preemption
       )
     finally:
       if status != 'crashed' or jax.process_count() == 1:
@@ -157,7 +181,9 @@ def _writer(config, built, run, begin):
   )
 
 
-def _loop(config, built, current, first, checkpoints, writer, preemption):
+def _loop(
+  config, built, current, first, checkpoints, writer, notes, preemption
+):
   """Runs the steps; returns the step reached and the status.
 
   The order, which makes a resumed run the same run:
@@ -180,17 +206,19 @@ def _loop(config, built, current, first, checkpoints, writer, preemption):
     stop = preemption.reached(n)
     if n == begin or stop or _due(n, config.checkpoint.every_steps):
       write.flush()
-      _save(config, checkpoints, current, n, first)
+      write.diverged |= not _save(config, checkpoints, current, n, first)
+      if notes:
+        notes.saved(n)
     if stop or write.diverged:
-      return n, 'preempted' if stop else 'diverged'
+      return n, 'diverged' if write.diverged else 'preempted'
     tokens = built.data.train.batch(n - offset, rows)
     tokens = mesh.put(built.batch_sharding, tokens, shape)
     current, new = built.train_step(current, tokens, traced)
     write(n, {**metrics, **new})
   write.flush()
+  write.diverged |= not _save(config, checkpoints, current, end, first)
   if write.diverged:
     return end, 'diverged'
-  _save(config, checkpoints, current, end, first)
   write(end, built.evaluate(current.params))
   write.flush()
   return end, 'done'
@@ -234,7 +262,7 @@ def _due(n: int, every: int) -> bool:
 def _save(config, checkpoints, current, n, first):
   every = config.checkpoint.every_steps
   start = max(first, (n - 1) // every * every) if n > first else n
-  checkpoints.save(current, n, {'step': n, 'mean_start': start})
+  return checkpoints.save(current, n, {'step': n, 'mean_start': start})
 
 
 class _Preemption:
@@ -254,6 +282,7 @@ class _Preemption:
     if self._noticed and number == signal.SIGINT:
       raise KeyboardInterrupt
     self._noticed = True
+    print('stopping after this step; saving', file=sys.stderr, flush=True)
     if self._several:
       os.kill(os.getpid(), signal.SIGTERM)
 

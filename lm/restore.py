@@ -1,12 +1,13 @@
 """Where a run starts: the first of four places that exists."""
 
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from lm import checkpoint
+from lm import checkpoint, log
 from lm.errors import UserError
 from lm.state import TrainState
 
@@ -51,8 +52,11 @@ def begin(
   return init(), 'from scratch'
 
 
-def branch_step(config: ConfigDict) -> int:
+def branch_step(config: ConfigDict, run: pathlib.Path) -> int:
   """Returns the step at which this run starts: 0 unless it is a branch.
+
+  A branch without @STEP means the newest step when it begins: the step is
+  written into the config, and at a resume the parent is not looked at again.
 
   Raises:
     UserError: contradicting fields, or a step at which no branch can start.
@@ -68,7 +72,14 @@ def branch_step(config: ConfigDict) -> int:
     )
   if not config.branch:
     return 0
-  step = checkpoint.locate(config.branch).step
+  stored = run / 'config.json'
+  begun = log.read_json(stored)['branch'] if stored.is_file() else ''
+  if begun and config.branch in (begun, begun.rpartition('@')[0]):
+    config.branch = begun
+    if checkpoint.steps(run):
+      return int(begun.rpartition('@')[2])
+  ref = checkpoint.locate(config.branch)
+  step = ref.step
   if step is None:
     raise UserError(
       f"branch='{config.branch}' is a merge, which has no optimizer state; "
@@ -83,7 +94,40 @@ def branch_step(config: ConfigDict) -> int:
     raise UserError(
       f'branch at step {step} is not before num_steps={config.num_steps}.'
     )
+  parent = log.read_json(ref.run / 'config.json')
+  if parent['optimizer']['name'] != config.optimizer.name:
+    raise UserError(
+      f'{ref.run} used {parent["optimizer"]["name"]}, whose state does not fit '
+      f'{config.optimizer.name}; start from its parameters alone with '
+      f'--config.init={ref.run}@{step}.'
+    )
+  for field in ('batch_size', 'seq_len'):
+    if config.branch_data == 'continue' and parent[field] != config[field]:
+      raise UserError(
+        f'branch_data=continue needs the {field} of {ref.run}, '
+        f'{parent[field]}, not {config[field]}; or use branch_data=restart.'
+      )
+  config.branch = f'{ref.run}@{step}'
   return step
+
+
+def check_shapes(config: ConfigDict, abstract: TrainState) -> None:
+  """Raises UserError unless the parameters to start from fit this model."""
+  for text in filter(None, (config.branch, config.init)):
+    ref = checkpoint.locate(text)
+    have = _shapes(checkpoint.abstract_item(ref.item))
+    want = _shapes(abstract.params)
+    for key in {**want, **have}:
+      if have.get(key) != want.get(key):
+        raise UserError(
+          f"The parameters of '{text}' do not fit this model: {key} is "
+          f'{have.get(key)} there and {want.get(key)} here.'
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  flat = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(p): x.shape for p, x in flat}
 
 
 def _branch(config, abstract, init):
@@ -108,22 +152,8 @@ def _branch(config, abstract, init):
 
 def _params(text: str, abstract: TrainState) -> Any:
   ref = checkpoint.locate(text)
-  shapes = lambda tree: {
-    jax.tree_util.keystr(p): x.shape
-    for p, x in jax.tree_util.tree_leaves_with_path(tree)
-  }
-  have, want = (
-    shapes(checkpoint.abstract_item(ref.item)),
-    shapes(abstract.params),
-  )
-  for key in {**want, **have}:
-    if have.get(key) != want.get(key):
-      raise UserError(
-        f"The parameters of '{text}' do not fit this model: {key} is "
-        f'{have.get(key)} there and {want.get(key)} here.'
-      )
   if ref.step is None:
-    return checkpoint.restore_tree(ref.item, abstract.params)
+    return checkpoint.restore_merged(ref.item, abstract.params)
   return checkpoint.restore_item(ref.run, ref.step, 'params', abstract.params)
 
 

@@ -7,7 +7,6 @@ logits = run.model.apply(params, tokens_BT)
 """
 
 import functools
-import json
 import pathlib
 from typing import Any
 
@@ -40,12 +39,14 @@ class Run:
 
   @functools.cached_property
   def config(self) -> ConfigDict:
-    text = (self.path / 'config.json').read_text()
-    return ConfigDict(json.loads(text)).lock()
+    config = ConfigDict(log.read_json(self.path / 'config.json')).lock()
+    if 'optimizer' not in config or 'num_steps' not in config:
+      raise UserError(f"'{self.path}/config.json' is not the config of a run.")
+    return config
 
   @property
   def meta(self) -> dict[str, Any]:
-    return json.loads((self.path / 'meta.json').read_text())
+    return log.read_json(self.path / 'meta.json')
 
   @property
   def metrics(self) -> dict[str, Series]:
@@ -85,7 +86,7 @@ class Run:
     ref = checkpoint.locate(text.get(type(at), str(self.path)))
     abstract = checkpoint.abstract_item(ref.item)
     if ref.step is None:
-      return checkpoint.restore_tree(ref.item, abstract)
+      return checkpoint.restore_merged(ref.item, abstract)
     return checkpoint.restore_item(ref.run, ref.step, 'params', abstract)
 
   def mean(self, step: int) -> Any:
@@ -99,7 +100,10 @@ class Run:
 
   def schedule(self) -> np.ndarray:
     """Returns the multiplier of every update, float64 (num_steps,)."""
-    return step_lib.multipliers(self.config)
+    stored = log.read_multipliers(self.path)  # a file may have changed since
+    if stored is None or len(stored) != self.config.num_steps:
+      return step_lib.multipliers(self.config)
+    return stored.astype(np.float64)
 
   def learning_rates(self) -> np.ndarray:
     """Returns the learning rate of every update, float64 (num_steps,)."""

@@ -206,7 +206,10 @@ def _two_globs(config: ConfigDict) -> tuple[list[str], list[str]]:
 
 def _files(knob: str, pattern: str) -> list[str]:
   """Returns the files of a glob, sorted; `**` stands for any folders."""
-  pattern = str(pathlib.Path(pattern).expanduser())
+  try:
+    pattern = str(pathlib.Path(pattern).expanduser())
+  except RuntimeError as e:
+    raise UserError(f"{knob}='{pattern}' cannot be resolved: {e}") from e
   found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 any root
   files = [f for f in found if not pathlib.Path(f).is_dir()]
   if found and not files:

@@ -48,7 +48,7 @@ def build_train(config: ConfigDict, model: Model) -> Callable[..., Any]:
 
   The optimizer is built inside the step from traced numbers: the schedule lives
   in no state, and one compilation serves all settings with equal statics. All
-  metrics describe the state before the update.
+  metrics describe the state before the update; `train/bad_steps` counts it.
   """
 
   def train_step(state, tokens_BS, traced):

@@ -12,13 +12,14 @@ from lm import checkpoint
 class Verifier:
   """Adds up fingerprints of blocks; `check` compares them at the end.
 
-  An instance is called with (item directory, leaf, slices, array) per block.
+  An instance is called with (item directory, leaf, slices, array) per block,
+  with None in place of the directory for the result.
   The fingerprint is a sum over elements, so blocks may come in any order.
   """
 
   def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
     self._shapes = shapes
-    self._sums: dict[tuple[pathlib.Path, str], int] = {}
+    self._sums: dict[tuple[pathlib.Path | None, str], int] = {}
 
   def __call__(
     self,
@@ -27,8 +28,6 @@ class Verifier:
     index: tuple[slice, ...],
     block: np.ndarray,
   ) -> None:
-    if item is None:  # the result
-      return
     mark = block_fingerprint(block, index, self._shapes[leaf])
     old = self._sums.get((item, leaf), 0)
     self._sums[item, leaf] = (old + mark) & 0xFFFFFFFF
@@ -36,6 +35,8 @@ class Verifier:
   def check(self) -> None:
     """Raises: Damaged: what was read is not what was saved."""
     for (item, leaf), mark in self._sums.items():
+      if item is None:
+        continue
       run, step = item.parents[2], int(item.parent.name)
       marks = checkpoint.read_meta(run, step)['fingerprints'][item.name]
       if marks[_keystr(leaf)] != mark:
@@ -43,6 +44,14 @@ class Verifier:
           f'Checkpoint {run}@{step} is damaged: {item.name} {leaf} is not what '
           'was saved.'
         )
+
+  def result(self) -> dict[str, int]:
+    """Returns the fingerprint of each leaf that was written."""
+    return {
+      _keystr(leaf): mark
+      for (item, leaf), mark in self._sums.items()
+      if item is None
+    }
 
 
 def block_fingerprint(

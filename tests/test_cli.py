@@ -58,7 +58,7 @@ def _train(*args, monkeypatch):
     (['--config.learning_rate=fast'], 'fast'),
     (['--config.checkpoint.mean=perhaps'], 'perhaps'),
     (['--config.model=3'], 'model'),
-    (['--config.num_steps=0'], 'num_steps=0 must be at least 1'),
+    (['--config.num_steps=0'], 'num_steps=0 must be from 1'),
     (['--config.batch_size=7'], 'batch_size=7 must be a positive multiple'),
     (['--config.mesh.fsdp=3'], 'does not make 8 devices'),
     (['--config.schedule.shape=lin'], 'linear'),

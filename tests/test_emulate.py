@@ -115,7 +115,7 @@ def test_a_damaged_source_leaves_no_merge(run, tmp_path):
   with pytest.raises(ValueError, match='params|leaf'):
     artifact.write(
       path, 'x', sources=p.sources, provenance={}, observe=verifier,
-      before_commit=verifier.check,
+      before_commit=lambda _: verifier.check(),
     )  # fmt: skip
   assert not list(path.glob('merged/*'))
 
@@ -168,7 +168,7 @@ def test_a_varying_rate_is_refused_or_corrected(tmp_path):
     ('decay', {'window': 1}, 'holds one checkpoint'),
     ('decay', {'means': True, 'window': 7}, 'does not begin at a checkpoint'),
     ('decay', {'steps': [3, 4]}, 'no checkpoint 4'),
-    ('decay', {'steps': [3, 3]}, 'must increase'),
+    ('decay', {'steps': [3, 3], 'window': 0}, 'needs two checkpoints'),
   ],
 )
 def test_mistakes_are_one_sentence(run, method, options, sentence):
@@ -193,7 +193,8 @@ def test_surface_table_and_picture(runs, run, tmp_path):
   logged = branch.metrics['eval/loss'].value[-1]
   assert numbers['real'][0]['loss'] == pytest.approx(logged, rel=1e-5)
   show.save(
-    pictures.emulation(run, real, grid, [(12, 6)], results), tmp_path / 'x.png'
+    pictures.emulation(run, real, grid, [(12, 6)], results, last),
+    tmp_path / 'x.png',
   )
   assert (tmp_path / 'x.png').read_bytes()[:4] == b'\x89PNG'
   with pytest.raises(UserError, match='is not a branch of'):
@@ -213,7 +214,7 @@ def test_the_commands(run):
   assert 'interval means' in done.stdout
   assert (run.path / 'plots' / 'emulate.json').is_file()
   for arguments in (
-    ('launch.merge', f'--run={run.path}', '--window=9', '--means', '--name=m'),
+    ('launch.merge', f'--run={run.path}', '--window=6', '--means', '--name=m'),
     ('launch.evaluate', f'--at={run.path}@7'),
     ('launch.emulate', f'--run={run.path}', '--windows=5'),
   ):

@@ -77,7 +77,7 @@ def write(
   *,
   sources: Sources,
   provenance: Mapping[str, Any],
-  before_commit: Callable[[], None] | None = None,
+  before_commit: Callable[[pathlib.Path], None] | None = None,
   **options: Any,
 ) -> pathlib.Path:
   """Writes <run_dir>/merged/<name>/{params,merge.json} and returns its path.
@@ -87,8 +87,8 @@ def write(
     name: of the merge.
     sources, **options: as for `stream.merge`.
     provenance: the content of merge.json.
-    before_commit: called when all is read and written; what it raises leaves
-      no result.
+    before_commit: called with the unfinished directory when all is read and
+      written: it may add files; what it raises leaves no result.
 
   Raises:
     ValueError: a name that is not a plain file name; as `stream.merge`.
@@ -104,7 +104,7 @@ def write(
     stream.write_item(sources, temporary / 'params', **options)
     (temporary / 'merge.json').write_text(text)
     if before_commit:
-      before_commit()
+      before_commit(temporary)
   return out
 
 

@@ -18,7 +18,9 @@ Sources = list[tuple[pathlib.Path, float]]  # (item directory, coefficient)
 def saved(run: str | pathlib.Path) -> list[int]:
   """Returns the steps of the finished checkpoints, ascending."""
   found = pathlib.Path(run, 'checkpoints').glob('*')
-  return sorted(int(p.name) for p in found if p.name.isdigit())
+  return sorted(
+    int(p.name) for p in found if p.name.isdecimal() and (p / 'params').is_dir()
+  )
 
 
 def item(run: str | pathlib.Path, step: int, name: str) -> pathlib.Path:
@@ -40,6 +42,8 @@ def raw_steps(
   Raises:
     ValueError: `end` is not a checkpoint, or the window holds none but it.
   """
+  if every < 1:
+    raise ValueError(f'every={every} must be at least 1.')
   if end not in steps:
     raise ValueError(f'end={end} is not a checkpoint; {_listed(steps)}')
   chosen = [end]
@@ -69,14 +73,18 @@ def mean_steps(run: str | pathlib.Path, *, end: int, window: int) -> list[int]:
     if not item(run, step, 'mean').is_dir():
       raise ValueError(f'checkpoint {step} of {run} has no interval mean.')
     meta = item(run, step, 'meta') / 'metadata'
-    start = json.loads(meta.read_text())['mean_start']
+    try:
+      start = json.loads(meta.read_text())['mean_start']
+    except (OSError, ValueError, KeyError) as e:
+      raise ValueError(f"'{meta}' cannot be read: {e}.") from e
     if start >= step:
       raise ValueError(f'no interval mean ends before step {step} of {run}.')
     knots.append(start)
   if knots[-1] != end - window:
+    legal = [str(end - k) for k in (knots[-2], knots[-1]) if k < end]
     raise ValueError(
       f'window={window} before step {end} does not begin at a checkpoint; '
-      f'legal nearby: {end - knots[-2]}, {end - knots[-1]}.'
+      f'legal nearby: {", ".join(legal)}.'
     )
   return knots[::-1]
 
