@@ -135,18 +135,14 @@ def join(parent: Log, stage: Log) -> Log:
   return stage._replace(tags=tags)
 
 
-def every_step(found: Log, series: Series) -> np.ndarray:
-  """Returns the value at each update, float64 (num_steps,), interpolated."""
+def learning_rates(found: Log, tag: str = '') -> np.ndarray:
+  """Returns the rate of each update, float64 (num_steps,), interpolated."""
+  series = find(found, 'lr', tag)
   good = np.isfinite(series.value)
   if not good.any():
-    raise UserError(f'{found.name}: no value of this tag is finite.')
+    raise UserError(f'{found.name}: no learning rate is finite.')
   steps = np.arange(found.num_steps)
   return np.interp(steps, series.step[good], series.value[good])
-
-
-def learning_rates(found: Log, tag: str = '') -> np.ndarray:
-  """Returns the learning rate of each update, float64 (num_steps,)."""
-  return every_step(found, find(found, 'lr', tag))
 
 
 def _gap(stage: Log) -> int:
@@ -269,8 +265,7 @@ def _json(node: Any, prefix: str) -> dict[str, Series]:
       if len(at) == len(x):
         found[tag] = _series(at, [math.nan if v is None else v for v in x])
     else:
-      inner = _json(x, f'{tag}/')
-      found.update(inner)
+      found.update(_json(x, f'{tag}/'))
   return found
 
 
