@@ -129,8 +129,7 @@ def join(parent: Log, stage: Log) -> Log:
     if before is None or after is None:
       tags[tag] = after or before
       continue
-    kept = before.step < first
-    both = zip((before.step[kept], before.value[kept]), after, strict=True)
+    both = zip((x[before.step < first] for x in before), after, strict=True)
     tags[tag] = Series(*(np.concatenate(pair) for pair in both))
   return stage._replace(tags=tags)
 
