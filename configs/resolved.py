@@ -33,8 +33,8 @@ def get_config(arg: str) -> ConfigDict:
       del stored[part]
   try:
     c.update(ConfigDict(stored))
-  except (KeyError, TypeError) as e:
+  except (KeyError, TypeError, AttributeError, ValueError) as e:
     raise UserError(
-      f"'{path}' does not fit this version of the code: {e.args[0]}"
+      f"'{path}' does not fit this version of the code: {e}"
     ) from e
   return c

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import pathlib
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -82,7 +83,9 @@ def load_config(text: str) -> ConfigDict:
 
 def _json(text: str) -> str:
   """A run's config.json is read by a config file of ours."""
-  if text.endswith('.json'):
+  resolved = str(ROOT / 'configs' / 'resolved.py')
+  found = re.fullmatch(r'.*\.json(:[^/]*)?', text)
+  if found and not text.startswith(resolved):
     return f'{ROOT / "configs" / "resolved.py"}:{text}'
   return text
 

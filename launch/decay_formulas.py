@@ -7,6 +7,7 @@ step with a gradient shows whether the decay is masked.
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,9 @@ _LEAVES = {
 }
 
 
-def table() -> str:
-  """Returns the markdown table over all optimizers and modes."""
-  names = spec.names('optimizers')
+def table(names: Sequence[str] = ()) -> str:
+  """Returns the markdown table over all optimizers, or those, and modes."""
+  names = list(names) or spec.names('optimizers')
   groups = {}  # (kinds of parameters, entries) -> optimizers that share them
   for name in names:
     entries = [formulas(name, mode) for mode in decay.MODES]
