@@ -89,11 +89,11 @@ def _backward(saved, do):
   2022, section B.2).
   """
   q, k, v, o, weights = saved
-  time, dim = q.shape[3:]
-  # A product with ones: XLA's sum over a short last dimension runs on one
-  # number at a time (8 of 395 ms).
-  product = (o * do).astype(jnp.float32).reshape(-1, dim)
-  shift = (product @ jnp.ones((dim, 1))).reshape(*q.shape[:-1], 1)
+  time = q.shape[3]
+  # A product with ones: XLA's sum over a short last dimension takes one number
+  # at a time (8 of 395 ms).
+  ones = jnp.ones((q.shape[4], 1))
+  shift = _product('bgrtk,ko->bgrto', (o * do).astype(jnp.float32), ones)
   dq, dk, dv = [], 0.0, 0.0
   for (start, end), w in zip(_chunks(time), weights, strict=True):
     q_i, do_i = q[..., start:end, :], do[..., start:end, :]

@@ -8,9 +8,13 @@ slices of 512 tokens (`benchmarks/step_cpu.py` measures whole steps).
 import functools
 
 import jax
+from jax import ad_checkpoint
 from jax import numpy as jnp
 
 from lm import sharding
+
+# What `remat` may keep: results of linear layers carry this name.
+NAME = 'linear'
 
 
 def linear(
@@ -27,7 +31,8 @@ def linear(
     kernel_DF: float32.
     dtype: of the result; None = that of the tokens.
   """
-  return _linear(x_LD, kernel_DF, jnp.dtype(dtype or x_LD.dtype))
+  y_LF = _linear(x_LD, kernel_DF, jnp.dtype(dtype or x_LD.dtype))
+  return ad_checkpoint.checkpoint_name(y_LF, NAME)
 
 
 def logits(
@@ -44,11 +49,16 @@ def logits(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _linear(x_LD, kernel_DF, dtype):
+  return _product(x_LD, kernel_DF, dtype)
+
+
+def _product(x_LD, kernel_DF, dtype):
   return _dot(x_LD, kernel_DF.astype(x_LD.dtype), (1, 0), dtype)
 
 
 def _forward(x_LD, kernel_DF, dtype):
-  return _linear(x_LD, kernel_DF, dtype), (x_LD, kernel_DF)
+  # Not by _linear: then a Hessian product could not differentiate this.
+  return _product(x_LD, kernel_DF, dtype), (x_LD, kernel_DF)
 
 
 def _backward(dtype, saved, dy_LF):

@@ -22,7 +22,7 @@ from lm.errors import UserError, did_you_mean
 DTYPES = ('float32', 'bfloat16')  # float16 would need a loss scale
 REMAT = {
   'none': None,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'dots': jax.checkpoint_policies.save_only_these_names(linear.NAME),
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -61,6 +61,7 @@ def build(config: Any) -> Model:
   def boxed(key):
     return module.init(key, tokens)['params']
 
+  @jax.jit  # op by op, flax would also run the model
   def init(key):
     return jax.tree.map(lambda b: b.value, boxed(key), is_leaf=_is_box)
 

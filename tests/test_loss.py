@@ -1,5 +1,7 @@
 """Cross-entropy in slices against the plain formula in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,14 @@ from tests.test_model import build, config
 TOKENS_BS = np.random.default_rng(0).integers(0, 256, (3, 12), np.int32)
 
 
-def _plain(net, params, softcap, z_loss):
+@functools.cache
+def _plain(softcap, z_loss):
+  net, params = build()
+  f = lambda p: _definition(net, p, softcap, z_loss)
+  return jax.jit(jax.value_and_grad(f))(params)
+
+
+def _definition(net, params, softcap, z_loss):
   """log-softmax of all logits at once, by the definition."""
   h = net.hidden(params, TOKENS_BS[:, :-1])
   y = h.astype(jnp.float32) @ net.head(params)
@@ -21,7 +30,7 @@ def _plain(net, params, softcap, z_loss):
   return (total - right).mean() + z_loss * (total**2).mean()
 
 
-@pytest.mark.parametrize('chunk', [0, 1, 7, 33, 64])
+@pytest.mark.parametrize('chunk', [0, 7, 64])
 @pytest.mark.parametrize(('softcap', 'z_loss'), [(0.0, 0.0), (3.0, 0.1)])
 def test_slices_give_the_loss_and_its_gradient(chunk, softcap, z_loss):
   net, params = build()
@@ -32,7 +41,7 @@ def test_slices_give_the_loss_and_its_gradient(chunk, softcap, z_loss):
     )
     return out.loss
 
-  want = jax.value_and_grad(lambda p: _plain(net, p, softcap, z_loss))(params)
+  want = _plain(softcap, z_loss)
   got = jax.jit(jax.value_and_grad(ours))(params)
   np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
   for a, b in zip(
