@@ -107,8 +107,8 @@ def _fake(name, **overrides):
   """A run directory without arrays: config, log and names of checkpoints."""
   run = pathlib.Path(name)
   c = helpers.config(overrides.pop('arg'), **overrides)
-  (run / 'checkpoints' / '3200').mkdir(parents=True)
-  (run / 'checkpoints' / '2400').mkdir()
+  (run / 'checkpoints' / '3200' / 'params').mkdir(parents=True)
+  (run / 'checkpoints' / '2400' / 'params').mkdir(parents=True)
   (run / 'config.json').write_text(json.dumps(c.to_dict()))
   tools.log(run / 'metrics.jsonl', **{'optim/lr': np.ones(9)})
   return name
