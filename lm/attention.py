@@ -83,7 +83,7 @@ def _forward(q, k, v):
 
 
 def _backward(saved, do):
-  """Written out: 80 of `tiny`'s 650 ms less than automatic differentiation.
+  """Written out: 435 ms against 460 by automatic differentiation (`tiny`).
 
   d scores = w (d w - sum(w d w)), and the sum is that of o * d o (Dao et al.
   2022, section B.2).
@@ -91,7 +91,7 @@ def _backward(saved, do):
   q, k, v, o, weights = saved
   time = q.shape[3]
   # A product with ones: XLA's sum over a short last dimension takes one number
-  # at a time (8 of 395 ms).
+  # at a time (397 -> 390 ms).
   ones = jnp.ones((q.shape[4], 1))
   shift = _product('bgrtk,ko->bgrto', (o * do).astype(jnp.float32), ones)
   dq, dk, dv = [], 0.0, 0.0
