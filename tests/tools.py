@@ -29,7 +29,8 @@ def _take():
   found = {
     n: flags.FLAGS[n]
     for n in flags.FLAGS
-    if n.startswith('config.')
+    if n == 'config'
+    or n.startswith('config.')
     or flags.FLAGS.find_module_defining_flag(n, '').startswith('launch')
   }
   for n in found:
