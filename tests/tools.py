@@ -19,19 +19,21 @@ def call(monkeypatch, name, *arguments):
     return e.code
   finally:
     _take()
-    for flag_name, flag in others.items():
+    for flag_name, (flag, module) in others.items():
       flags.FLAGS[flag_name] = flag
+      flags.FLAGS.register_flag_by_module(module, flag)
   raise AssertionError(f'launch.{name} did not exit')
 
 
 def _take():
-  """Removes the flags of all commands, and returns them."""
+  """Removes the flags of all commands; {name: (flag, module)} of them."""
+  modules = {
+    n: flags.FLAGS.find_module_defining_flag(n, '') for n in flags.FLAGS
+  }
   found = {
-    n: flags.FLAGS[n]
-    for n in flags.FLAGS
-    if n == 'config'
-    or n.startswith('config.')
-    or flags.FLAGS.find_module_defining_flag(n, '').startswith('launch')
+    n: (flags.FLAGS[n], module)
+    for n, module in modules.items()
+    if n == 'config' or n.startswith('config.') or module.startswith('launch')
   }
   for n in found:
     delattr(flags.FLAGS, n)
