@@ -35,13 +35,13 @@ def main() -> None:
     raise UserError('--run is missing; for example --run=runs/a.')
   if not _SHAPES.value:
     raise UserError('--shapes is empty; for example --shapes=linear,cosine.')
-  from launch import emulation, pictures, show
+  from launch import judgement, pictures, show
   from lm.run import Run
 
   run = Run(_RUN.value)
   with cli.user_errors():
-    real = [emulation.cooldown(run, Run(path)) for path in _AGAINST.value]
-    grid = emulation.grid(
+    real = [judgement.cooldown(run, Run(path)) for path in _AGAINST.value]
+    grid = judgement.grid(
       run,
       cli.integers('ends', _ENDS.value),
       cli.integers('windows', _WINDOWS.value),
@@ -49,8 +49,8 @@ def main() -> None:
     newest = [cell for cell in grid if cell[0] == grid[-1][0]]
     middle = [newest[len(newest) // 2]]
     focus = [(r.end, r.window) for r in real] or middle
-    jobs = emulation.jobs(run, grid, focus, _SHAPES.value, _FLOOR.value)
-  results = emulation.measure(run, jobs)
+    jobs = judgement.jobs(run, grid, focus, _SHAPES.value, _FLOOR.value)
+  results = judgement.measure(run, jobs)
   last = {end: run.losses(run.params(end)) for end in {j.end for j in jobs}}
   for end, window in dict.fromkeys(focus):
     _print_focus(run, end, window, results, last[end], real)
@@ -58,7 +58,7 @@ def main() -> None:
   out = run.path / 'plots' / f'{_NAME.value}.png'
   figure = pictures.emulation(run, real, grid, focus, results, last)
   show.save(figure, out)
-  numbers = emulation.as_json(results, last, real)
+  numbers = judgement.as_json(results, last, real)
   out.with_suffix('.json').write_text(json.dumps(numbers, indent=2) + '\n')
   print(f'wrote {out} and {out.with_suffix(".json")}')
   print(

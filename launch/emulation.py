@@ -1,17 +1,14 @@
 """From a run and a method to the sources of a merge (not a command)."""
 
-import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich import progress
 
-from lm import checkpoint, spec
+from lm import spec
 from lm.errors import UserError
 from lm.run import Run
-from merging.engine import coefficients, sources, stream
+from merging.engine import coefficients, sources
 
 
 class Plan(NamedTuple):
@@ -167,127 +164,3 @@ def _block_rates(run, knots):
   return np.array(
     [rates[min(a, max(b - 1, 0)) : max(b, 1)].mean() for a, b in blocks]
   )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Job:
-  """One emulated decay: of a shape, over `window` steps until `end`."""
-
-  end: int
-  window: int
-  shape: str
-  source: str  # 'raw' or 'means'
-  plan: Plan
-
-
-class Cooldown(NamedTuple):
-  """A branch that was really decayed."""
-
-  run: Run
-  end: int
-  window: int
-  losses: np.ndarray
-
-
-def cooldown(run: Run, branch: Run) -> Cooldown:
-  """Evaluates the end of a branch of `run`, on the tokens of `run`."""
-  parent, _, start = branch.meta['parent'].partition('@')
-  if pathlib.Path(parent).resolve() != run.path.resolve() or not start:
-    raise UserError(
-      f'{branch.path} is not a branch of {run.path}: its parent is '
-      f"'{branch.meta['parent']}'."
-    )
-  if branch.meta['status'] != 'done':
-    raise UserError(f'{branch.path} is not done: {branch.meta["status"]}.')
-  end, begin = branch.steps[-1], int(start)
-  rates = branch.learning_rates()[begin:end]
-  if not np.isclose(rates[0], run.learning_rates()[begin], rtol=1e-5):
-    raise UserError(
-      f'{branch.path} begins at a learning rate of {rates[0]:.3e}, not at that '
-      f'of {run.path} at step {begin}, {run.learning_rates()[begin]:.3e}.'
-    )
-  held = int(np.argmax(rates < rates[0] * (1 - 1e-6)))
-  if not held:
-    raise UserError(f'{branch.path} is no cooldown: its rate does not fall.')
-  losses = run.losses(branch.params(end))
-  return Cooldown(branch, end, end - begin - (held - 1), losses)
-
-
-def grid(
-  run: Run, ends: Sequence[int], windows: Sequence[int]
-) -> list[tuple[int, int]]:
-  """Returns pairs (end, window) whose both sides are checkpoints.
-
-  Default ends are four, evenly spaced; default windows 10, 20 and 40 % of each.
-  """
-  saved = run.steps
-  if len(saved) < 3:
-    raise UserError(f'{run.path} has {len(saved)} checkpoints; 3 are needed.')
-  near = lambda x: min(saved, key=lambda s: abs(s - x))
-  ends = list(ends) or [near(saved[-1] * f) for f in (0.25, 0.5, 0.75, 1)]
-  pairs = []
-  for end in dict.fromkeys(ends):
-    if end not in saved:
-      raise UserError(f'--ends: {end} is not a checkpoint; there are {saved}.')
-    lengths = list(windows) or [end - near(end * f) for f in (0.9, 0.8, 0.6)]
-    pairs += [(end, w) for w in dict.fromkeys(lengths) if 0 < w <= end]
-  unused = [w for w in windows if w not in {p[1] for p in pairs}]
-  if unused or not pairs:
-    raise UserError(f'--windows: none of {unused} steps fits before {ends}.')
-  return pairs
-
-
-def jobs(
-  run: Run,
-  grid: Sequence[tuple[int, int]],
-  focus: Sequence[tuple[int, int]],
-  shapes: Sequence[str],
-  floor: float,
-) -> list[Job]:
-  """Plans every shape for every cell; cells in focus from raw and means."""
-  with_means = sources.item(run.path, run.steps[-1], 'mean').is_dir()
-  planned = []
-  for end, window in dict.fromkeys([*focus, *grid]):
-    enough = sum(end - window < s <= end for s in run.steps) > 1
-    raw = ((end, window) in focus and enough) or not with_means
-    kinds = ['raw'] * raw + ['means'] * with_means
-    for source in kinds:
-      for shape in shapes:
-        method = parse_method(f'decay:shape={shape},floor={floor}')
-        p = plan(run, method, means=source == 'means', end=end, window=window)
-        planned.append(Job(end, window, shape, source, p))
-  return planned
-
-
-def measure(run: Run, jobs: Sequence[Job]) -> dict[Job, np.ndarray]:
-  """Averages and evaluates; returns the loss of each validation batch."""
-  results = {}
-  for path in dict.fromkeys(p for job in jobs for p, _ in job.plan.sources):
-    step, name = int(path.parent.name), path.name
-    abstract = checkpoint.abstract_item(path)
-    checkpoint.restore_item(run.path, step, name, abstract)  # verifies
-  for job in progress.track(jobs, 'emulating', transient=True):
-    params = stream.combine(job.plan.sources)
-    results[job] = run.losses(params)
-  return results
-
-
-def as_json(results, last, real) -> dict[str, Any]:
-  """Returns all numbers of an emulation, losses in nats."""
-  return {
-    'emulated': [
-      {
-        'end': j.end,
-        'window': j.window,
-        'shape': j.shape,
-        'source': j.source,
-        'loss': x.mean(),
-      }
-      for j, x in results.items()
-    ],
-    'last': {str(end): x.mean() for end, x in sorted(last.items())},
-    'real': [
-      {'run': str(r.run.path), 'end': r.end, 'window': r.window,
-       'loss': r.losses.mean()} for r in real
-    ],
-  }  # fmt: skip

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from launch import cli, emulation, pictures, show
+from launch import cli, emulation, judgement, pictures, show
 from lm import checkpoint, loop, verify
 from lm import run as run_lib
 from lm.errors import UserError
@@ -181,13 +181,13 @@ def test_surface_table_and_picture(runs, run, tmp_path):
   config.schedule.decay = 0.5
   loop.train(config, tmp_path / 'branch')
   branch = run_lib.Run(tmp_path / 'branch')
-  real = [emulation.cooldown(run, branch)]
+  real = [judgement.cooldown(run, branch)]
   assert (real[0].end, real[0].window) == (12, 6)
-  grid = emulation.grid(run, [], [6])
-  jobs = emulation.jobs(run, grid, [(12, 6)], ['linear', 'cosine'], 0.0)
-  results = emulation.measure(run, jobs)
+  grid = judgement.grid(run, [], [6])
+  jobs = judgement.jobs(run, grid, [(12, 6)], ['linear', 'cosine'], 0.0)
+  results = judgement.measure(run, jobs)
   last = {j.end: run.losses(run.params(j.end)) for j in jobs}
-  numbers = emulation.as_json(results, last, real)
+  numbers = judgement.as_json(results, last, real)
   assert {x['source'] for x in numbers['emulated']} == {'raw', 'means'}
   assert all(0 < x['loss'] < 10 for x in numbers['emulated'])
   logged = branch.metrics['eval/loss'].value[-1]
@@ -198,7 +198,7 @@ def test_surface_table_and_picture(runs, run, tmp_path):
   )
   assert (tmp_path / 'x.png').read_bytes()[:4] == b'\x89PNG'
   with pytest.raises(UserError, match='is not a branch of'):
-    emulation.cooldown(branch, run)
+    judgement.cooldown(branch, run)
 
 
 def test_the_commands(run):
