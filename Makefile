@@ -27,7 +27,7 @@ demo: .venv/installed
 	@echo; echo 'Before commands of your own: source .venv/bin/activate'
 
 test: .venv/installed-test
-	@$(VENV) -m pytest $(ARGS)
+	@$(VENV) -m pytest -n auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 lint: .venv/installed-test
 	@$(VENV) -m ruff check

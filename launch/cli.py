@@ -35,12 +35,13 @@ def run(main: Callable[[], int | None], default_config: str = '') -> None:
     main: the command; it may raise UserError.
     default_config: of a command that has --config, else empty.
   """
-  module = sys.modules['__main__']
-  if {'--help', '-h', '--helpfull'} & set(sys.argv[1:]):
-    print(_help(module, default_config))
-    sys.exit(0)
+  module = sys.modules[main.__module__]
   try:
     argv = _resolve(sys.argv, default_config)
+    if {'--help', '-h', '--helpfull'} & set(argv):
+      print(_help(module, argv[0], default_config))
+      print(_knobs(sys.argv, argv) if default_config else '', end='')
+      sys.exit(0)
     _check_overrides(argv)
     extra = flags.FLAGS(argv)[1:]
     if extra:
@@ -140,9 +141,9 @@ def _compilation_cache() -> None:
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
 
-def _help(module: Any, default_config: str) -> str:
+def _help(module: Any, program: str, default_config: str) -> str:
   text = [module.__doc__.strip(), '', 'Flags:']
-  for flag in flags.FLAGS.flags_by_module_dict().get(sys.argv[0], []):
+  for flag in flags.FLAGS.flags_by_module_dict().get(program, []):
     default = '' if flag.default in (None, '') else f' (default {flag.default})'
     text.append(f'  --{flag.name}: {flag.help}{default}')
   if default_config:
@@ -156,6 +157,20 @@ def _help(module: Any, default_config: str) -> str:
 
     text += [f'Sizes:      {", ".join(sizes.SIZES)}']
   return '\n'.join(text)
+
+
+def _knobs(given: list[str], argv: list[str]) -> str:
+  """The knobs of the chosen optimizer and schedule; imports them (slow)."""
+  if not any(arg.startswith('--config') for arg in given):
+    return 'Their knobs: --config=FILE:optimizer=NAME,schedule=NAME --help\n'
+  config = load_config(argv[1].removeprefix('--config='))
+  lines = [
+    f'  --config.{part}.{knob}={value}\n'
+    for part in ('optimizer', 'schedule')
+    for knob, value in config[part].items()
+    if knob != 'name'
+  ]
+  return '\nKnobs of this config:\n' + ''.join(lines)
 
 
 def integers(flag: str, texts: list[str]) -> list[int]:

@@ -47,12 +47,18 @@ def resolve(form: str, dtype: jnp.dtype) -> str:
   if form not in FORMS:
     hint = did_you_mean(form, FORMS)
     raise UserError(f"attention '{form}' does not exist.{hint}")
+  backend = jax.default_backend()
+  cudnn = backend == 'gpu' and jnp.dtype(dtype).itemsize == 2
+  if form == 'cudnn' and not cudnn:
+    raise UserError(
+      f"attention 'cudnn' needs a GPU and a 16-bit model.dtype; here: {backend}"
+      f" and '{dtype}'. Choose 'auto', 'chunked' or 'xla'."
+    )
   if form != 'auto':
     return form
-  if jax.default_backend() == 'cpu':
+  if backend == 'cpu':
     return 'chunked'
-  half = jnp.dtype(dtype).itemsize == 2
-  return 'cudnn' if jax.default_backend() == 'gpu' and half else 'xla'
+  return 'cudnn' if cudnn else 'xla'
 
 
 def _chunked(q_BTHK, k_BTGK, v_BTGK):

@@ -68,9 +68,9 @@ def _backward(dtype, saved, dy_LF):
   wide = kernel_DF.shape[0] <= kernel_DF.shape[1]
   if wide or jax.default_backend() != 'cpu':
     return dx_LD, _dot(x_LD, dy_LF, (0, 0), jnp.float32)
-  # The CPU wants the wider side on the right: 94 GFLOP/s against 52 for D = 512,
-  # F = 128; 107 against 82 in `small` (422 -> 402 ms). The barrier keeps XLA
-  # from undoing it.
+  # The CPU wants the wider side on the right: 94 GFLOP/s against 52 for
+  # D = 512, F = 128; 107 against 82 in `small` (422 -> 402 ms). The barrier
+  # keeps XLA from undoing it.
   dkernel_FD = _dot(dy_LF, x_LD, (0, 0), jnp.float32)
   return dx_LD, jax.lax.optimization_barrier(dkernel_FD).T
 

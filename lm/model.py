@@ -251,6 +251,10 @@ def _check(c):
                'head_dim', 'd_ff', 'vocab_size'):  # fmt: skip
     if c[name] < 1:
       raise UserError(f'model.{name}={c[name]} must be at least 1.')
+  for name, least in (('rope_theta', 1), ('init_std', 0), ('norm_eps', 0),
+                      ('logit_softcap', 0)):  # fmt: skip
+    if not least <= c[name] < math.inf:
+      raise UserError(f'model.{name}={c[name]} must be from {least} on.')
   if c.num_heads % c.num_kv_heads:
     raise UserError(
       f'model.num_kv_heads={c.num_kv_heads} must divide '
@@ -268,3 +272,4 @@ def _check(c):
     if c[name] not in legal:
       hint = did_you_mean(c[name], legal)
       raise UserError(f"model.{name}='{c[name]}' does not exist.{hint}")
+  attention.resolve(c.attention, c.dtype)

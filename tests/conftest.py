@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+import pytest
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(
@@ -10,3 +12,14 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = str(
 )
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 os.environ['MPLBACKEND'] = 'Agg'
+
+
+@pytest.fixture(scope='session')
+def whole(tmp_path_factory):
+  """An uninterrupted run of 12 steps; tests read it, and change copies."""
+  from lm import loop
+  from tests import helpers
+
+  path = tmp_path_factory.mktemp('runs') / 'whole'
+  assert loop.train(helpers.config(), path) == 'done'
+  return path

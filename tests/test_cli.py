@@ -68,6 +68,9 @@ def _train(*args, monkeypatch):
     (['--config.model.dtype=float31'], 'float31'),
     (['--config.model.remat=some'], 'some'),
     (['--config.model.attention=fast'], 'fast'),
+    (['--config.model.attention=cudnn'], "needs a GPU and a 16-bit"),
+    (['--config.model.rope_theta=0'], 'model.rope_theta=0.0 must be from 1'),
+    (['--config.model.init_std=nan'], 'model.init_std=nan must be from 0'),
     (['--config.model.num_kv_heads=3'], 'num_kv_heads'),
     (['--num_processes=2'], 'need a --coordinator'),
     (['--coordinator=localhost:1'], '--num_processes >= 1'),
@@ -161,8 +164,11 @@ def test_a_new_file_is_a_new_optimizer(
   assert _train('--help', monkeypatch=monkeypatch) == 0
   optimizers = capsys.readouterr().out.split('Optimizers: ')[1].split('\n')[0]
   assert new_optimizer in optimizers.split(', ')
+  chosen = f'--config=configs/debug.py:optimizer={new_optimizer}'
+  assert _train(chosen, '--help', monkeypatch=monkeypatch) == 0
+  assert '  --config.optimizer.momentum=0.9\n' in capsys.readouterr().out
   arguments = [
-    f'--config=configs/debug.py:optimizer={new_optimizer}',
+    chosen,
     _ONE_LAYER,
     '--config.num_steps=3',
     '--config.optimizer.momentum=0.5',

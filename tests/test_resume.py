@@ -1,0 +1,205 @@
+"""Resume, branch, init, kills, damaged checkpoints."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from lm import checkpoint, loop
+from lm import run as run_lib
+from lm.errors import UserError
+from tests import helpers
+from tests.helpers import ROOT
+
+
+def _interrupt(config, path, at, monkeypatch):
+  """Stops a run as SIGTERM would, at a step."""
+  with monkeypatch.context() as m:
+    m.setattr(loop._Preemption, 'reached', lambda self, n: n == at)
+    assert loop.train(config, path) == 'preempted'
+
+
+@pytest.mark.parametrize('at', [3, 4, 11])
+def test_resume_is_the_uninterrupted_run(whole, tmp_path, monkeypatch, at):
+  _interrupt(helpers.config(), tmp_path, at, monkeypatch)
+  run = run_lib.Run(tmp_path)
+  assert (run.meta['status'], run.meta['step']) == ('preempted', at)
+  assert run.steps[-1] == at
+  assert loop.train(helpers.config(), tmp_path) == 'done'
+  helpers.assert_same_run(whole, tmp_path)
+  assert run.meta['starts'] == 2
+
+
+def test_lines_after_the_checkpoint_are_written_again(whole, tmp_path):
+  shutil.copytree(whole, tmp_path / 'a')
+  for step_ in (8, 12):
+    shutil.rmtree(tmp_path / 'a' / 'checkpoints' / str(step_))
+  with (tmp_path / 'a' / 'metrics.jsonl').open('a') as f:
+    f.write('{"step": 13, "train/lo')  # cut by kill -9
+  loop.train(helpers.config(), tmp_path / 'a')
+  helpers.assert_same_run(whole, tmp_path / 'a')
+
+
+@pytest.mark.parametrize('name', ['params', 'train', 'mean'])
+def test_a_flipped_byte_is_noticed(whole, tmp_path, name, capsys):
+  path = tmp_path / 'a'
+  shutil.copytree(whole, path)
+  data = checkpoint.item(path, 12, name)
+  victim = max(data.rglob('d/*'), key=lambda p: p.stat().st_size)
+  content = bytearray(victim.read_bytes())
+  for place in range(200, len(content), 997):
+    content[place] ^= 0x10
+  victim.write_bytes(content)
+  assert loop.train(helpers.config(), path) == 'done'
+  assert 'warning: Checkpoint' in capsys.readouterr().out
+  assert (path / 'damaged' / '12').is_dir()
+  helpers.assert_same_run(whole, path)
+
+
+def test_all_damaged_is_an_error_and_not_a_new_run(whole, tmp_path):
+  path = tmp_path / 'a'
+  shutil.copytree(whole, path)
+  for saved in path.glob('checkpoints/*/params/_METADATA'):
+    saved.write_text('{')
+  with pytest.raises(UserError, match='All checkpoints of .* are damaged'):
+    loop.train(helpers.config(), path)
+
+
+def test_fingerprint_sees_bits_swaps_and_not_sharding():
+  x = jnp.arange(64.0).reshape(8, 8)
+  mark = int(checkpoint.fingerprint({'x': x})['x'])
+  swapped = x[jnp.array([1, 0, *range(2, 8)])]
+  flipped = np.array(x)
+  flipped.view(np.uint32)[3, 3] ^= 1
+  assert int(checkpoint.fingerprint({'x': swapped})['x']) != mark
+  assert int(checkpoint.fingerprint({'x': jnp.asarray(flipped)})['x']) != mark
+  mesh = jax.make_mesh((8,), ('data',))
+  sharded = jax.device_put(
+    x, NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+  )
+  assert int(checkpoint.fingerprint({'x': sharded})['x']) == mark
+
+
+def test_a_constant_run_can_be_made_longer(tmp_path):
+  long, short = tmp_path / 'long', tmp_path / 'short'
+  loop.train(helpers.config('schedule=constant'), long)
+  loop.train(helpers.config('schedule=constant', num_steps=8), short)
+  loop.train(helpers.config('schedule=constant'), short)
+  helpers.assert_same_run(long, short)
+
+
+def test_branch_of_the_same_config_is_the_run_itself(whole, tmp_path):
+  config = helpers.config(branch=f'{whole}@4')
+  loop.train(config, tmp_path)
+  assert run_lib.Run(tmp_path).steps == [4, 8, 12]
+  assert run_lib.Run(tmp_path).meta['parent'] == f'{whole}@4'
+  for name in ('params', 'train', 'mean'):
+    a, b = (helpers.leaves(r, 12, name) for r in (whole, tmp_path))
+    for key in a:
+      np.testing.assert_array_equal(a[key], b[key])
+  assert helpers.lines(tmp_path) == helpers.lines(whole)[4:]
+
+
+def test_branch_data_restart_sees_other_batches(whole, tmp_path):
+  config = helpers.config(branch=f'{whole}@4', branch_data='restart')
+  loop.train(config, tmp_path)
+  a, b = (run_lib.Run(r).metrics['train/loss'] for r in (whole, tmp_path))
+  assert b.value[0] != a.value[4]
+  assert b.step[0] == 4
+
+
+def test_init_takes_parameters_only(whole, tmp_path):
+  loop.train(helpers.config(init=f'{whole}@12', num_steps=2), tmp_path)
+  start = helpers.leaves(tmp_path, 0, 'params')
+  for key, value in helpers.leaves(whole, 12, 'params').items():
+    np.testing.assert_array_equal(start[key], value)
+  train = helpers.leaves(tmp_path, 0, 'train')
+  assert all(v.sum() == 0 for k, v in train.items() if 'mu' in k)
+
+
+def test_a_sharded_checkpoint_goes_on_on_one_device(tmp_path):
+  mesh = {'mesh__fsdp': 2, 'mesh__tensor': 2}
+  config = helpers.config('optimizer=muon', **mesh)
+  assert loop.train(config, tmp_path) == 'done'
+  run = run_lib.Run(tmp_path)
+  before = run.metrics['train/loss'].value
+  shutil.rmtree(tmp_path / 'checkpoints' / '12')
+  done = helpers.command(
+    'launch.train',
+    f'--config={tmp_path}/config.json',
+    f'--workdir={tmp_path}',
+    '--config.mesh.fsdp=1',
+    '--config.mesh.tensor=1',
+  )
+  assert 'mesh.fsdp: 2 -> 1' in done.stdout
+  assert run.meta['devices']['count'] == 1
+  after = run.metrics['train/loss'].value
+  np.testing.assert_array_equal(after[:8], before[:8])
+  np.testing.assert_allclose(after, before, rtol=2e-4)
+
+
+def test_kill_9_then_the_same_command(tmp_path):
+  """Killed as soon as a checkpoint beyond the first appears."""
+  arguments = [
+    '--config=configs/debug.py',
+    '--config.num_steps=60',
+    '--config.checkpoint.every_steps=4',
+  ]
+  helpers.command('launch.train', *arguments, f'--workdir={tmp_path}/a')
+  command = [sys.executable, '-m', 'launch.train', *arguments]
+  environment = {
+    **os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'
+  }  # fmt: skip
+  victim = subprocess.Popen(
+    [*command, f'--workdir={tmp_path}/b'],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.DEVNULL,
+  )
+  while not any(s > 4 for s in checkpoint.steps(tmp_path / 'b')):
+    assert victim.poll() is None
+    time.sleep(0.02)
+  victim.send_signal(signal.SIGKILL)
+  victim.wait()
+  assert checkpoint.steps(tmp_path / 'b')[-1] < 60
+  helpers.command('launch.train', *arguments, f'--workdir={tmp_path}/b')
+  helpers.assert_same_run(tmp_path / 'a', tmp_path / 'b')
+
+
+def test_sigterm_saves_and_exits(tmp_path):
+  command = [
+    sys.executable, '-m', 'launch.train', '--config=configs/debug.py',
+    '--config.num_steps=100000', '--config.checkpoint.every_steps=50000',
+    f'--workdir={tmp_path}/a',
+  ]  # fmt: skip
+  victim = subprocess.Popen(
+    command, cwd=ROOT, stdout=subprocess.PIPE, text=True
+  )
+  metrics = pathlib.Path(tmp_path, 'a', 'metrics.jsonl')
+  while not metrics.exists() or metrics.read_text().count('\n') < 5:
+    assert victim.poll() is None
+    time.sleep(0.02)
+  victim.terminate()
+  output, _ = victim.communicate(timeout=60)
+  assert victim.returncode == 143
+  assert 'preempted. Next: run the same command' in output
+  meta = json.loads((tmp_path / 'a' / 'meta.json').read_text())
+  assert meta['status'] == 'preempted'
+  assert checkpoint.steps(tmp_path / 'a')[-1] == meta['step'] > 0
+
+
+def test_two_processes_do_not_train_in_one_directory(whole, monkeypatch):
+  handle = loop.card._lock(whole)
+  with pytest.raises(UserError, match='Another process is training'):
+    loop.train(helpers.config(), whole)
+  handle.close()

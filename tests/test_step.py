@@ -1,0 +1,116 @@
+"""One step: bad steps, clipping, accumulation, meshes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lm import loop, step
+from tests import helpers
+
+
+def test_a_bad_step_changes_nothing_but_the_counters():
+  config = helpers.config()
+  built = loop.build(config)
+  one = built.init()
+  params = jax.tree.map(lambda x: x.at[...].set(jnp.nan), one.params)
+  train_step = jax.jit(step.build_train(config, built.model))
+  tokens = built.data.train.batch(0)
+  two, metrics = train_step(
+    one.replace(params=params), tokens, step.floats(config)
+  )
+  for a, b in zip(
+    jax.tree.leaves(one.opt_state), jax.tree.leaves(two.opt_state), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+  assert (int(two.step), int(two.bad_steps), int(two.bad_in_a_row)) == (1, 1, 1)
+  three, _ = train_step(
+    two.replace(params=one.params), tokens, step.floats(config)
+  )
+  assert (int(three.bad_steps), int(three.bad_in_a_row)) == (1, 0)
+
+
+def test_accumulation_equals_one_batch():
+  whole_, parts = (
+    _one_step(helpers.config(grad_accum_steps=n, batch_size=32)) for n in (1, 4)
+  )
+  assert whole_ != parts  # another order of sums
+  for key in ('train/loss', 'grad/l2', 'grad/l1'):
+    np.testing.assert_allclose(whole_[key], parts[key], rtol=2e-5)
+
+
+def _one_step(config):
+  built = loop.build(config)
+  tokens = built.data.train.batch(0)
+  _, metrics = built.train_step(built.init(), tokens, step.floats(config))
+  return {k: float(v) for k, v in metrics.items()}
+
+
+def test_norms_are_those_before_clipping():
+  free = _one_step(helpers.config(clip_norm=0.0))
+  clipped = _one_step(helpers.config(clip_norm=0.01))
+  assert free['grad/l2'] == clipped['grad/l2'] > 0.01
+  assert free['grad/l1'] == clipped['grad/l1'] > free['grad/l2']
+
+
+def test_clipping_bounds_the_gradient_that_the_optimizer_gets():
+  """Signum with b=0 and coupled scale would hide it, Adam's mu shows it."""
+  config = helpers.config(clip_norm=0.01)
+  built = loop.build(config)
+  state, _ = built.train_step(
+    built.init(), built.data.train.batch(0), step.floats(config)
+  )
+  mu = optax.tree.get(state.opt_state, 'mu')
+  np.testing.assert_allclose(
+    optax.tree.norm(mu) / (1 - config.optimizer.b1), 0.01, rtol=1e-3
+  )
+
+
+def test_one_compilation_for_all_floats():
+  config = helpers.config()
+  built = loop.build(config)
+  train_step = jax.jit(step.build_train(config, built.model))
+  state, tokens = built.init(), built.data.train.batch(0)
+  traced = step.floats(config)
+  train_step(state, tokens, traced)
+  traced['optimizer']['b1'] = 0.5
+  traced['schedule']['decay'] = 0.7
+  traced['learning_rate'] = 1.0
+  train_step(state, tokens, traced)
+  assert train_step._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+  'mesh', [{'data': 8}, {'fsdp': 8, 'data': 1}, {'tensor': 2, 'fsdp': 2}],
+  ids=['data', 'fsdp', 'tensor'],
+)  # fmt: skip
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
+def test_meshes_give_the_single_device_run(tmp_path, mesh, optimizer):
+  """Ten steps on 8 devices and on 1."""
+  config = helpers.config(
+    f'optimizer={optimizer}',
+    num_steps=10,
+    **{f'mesh__{k}': v for k, v in mesh.items()},
+  )
+  eight = _losses(config, sharded=True)
+  single = _losses(helpers.config(f'optimizer={optimizer}', num_steps=10))
+  np.testing.assert_allclose(eight, single, rtol=2e-4)
+
+
+def _losses(config, sharded=False):
+  """Losses by a loop of a few lines; unsharded: without mesh and shardings."""
+  built = loop.build(config)
+  state, train_step = built.init(), built.train_step
+  if not sharded:
+    train_step = jax.jit(step.build_train(config, built.model))
+    state = jax.device_get(state)
+  losses = []
+  for n in range(config.num_steps):
+    tokens = built.data.train.batch(n)
+    state, metrics = train_step(state, tokens, step.floats(config))
+    losses.append(float(metrics['train/loss']))
+  if sharded:
+    shards = [x.sharding.num_devices for x in jax.tree.leaves(state.params)]
+    assert min(shards) == 8
+  return losses
