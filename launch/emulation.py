@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from lm import spec
 from lm.errors import UserError
 from lm.run import Run
+from merging import from_run
 from merging.engine import coefficients, sources
 
 
@@ -26,17 +28,23 @@ class Plan(NamedTuple):
 
 def parse_method(text: str) -> dict[str, Any]:
   """Parses 'decay:shape=cosine,floor=0.1' into a name and all its knobs."""
+  return _parse('merging', 'method', text)
+
+
+def _parse(package, flag, text):
   name, _, arg = text.partition(':')
-  defaults = spec.spec('merging', name)
+  defaults = spec.spec(package, name)
   knobs = {k: v for k, v in defaults.items() if k != 'name'}
   chosen = spec.parse(arg, **{k: str(v) for k, v in knobs.items()})
   for key, value in knobs.items():
+    kind = type(value)
+    legal = {'True': True, 'False': False} if kind is bool else None
     try:
-      knobs[key] = type(value)(chosen[key])
-    except ValueError as e:
+      knobs[key] = legal[chosen[key]] if legal else kind(chosen[key])
+    except (ValueError, KeyError) as e:
+      a = 'True or False' if legal else f'a {kind.__name__}'
       raise UserError(
-        f"--method={text}: {key}='{chosen[key]}' must be a "
-        f'{type(value).__name__}.'
+        f"--{flag}={text}: {key}='{chosen[key]}' must be {a}."
       ) from e
   return {'name': name, **knobs}
 
@@ -50,17 +58,25 @@ def plan(
   window: int = 0,
   every: int = 1,
   steps: Sequence[int] = (),
-  correct: bool = False,
+  target: str = '',
 ) -> Plan:
   """Chooses the checkpoints of a window and their coefficients.
 
   A window of the grid 'left' (the paper's) and of averages holds the
-  checkpoints in (end - window, end]; with the grid 'block' and with means it
-  also reads the one at end - window, where the decay begins.
+  checkpoints in (end - window, end]; with the grid 'block', from_run and means
+  it also reads the one at end - window, where the decay begins.
+
+  Args:
+    run: its checkpoints are averaged.
+    method: as parsed by `parse_method`.
+    means: interval means instead of raw checkpoints.
+    end, window, every: which checkpoints; the newest, a fifth of the steps.
+    steps: these checkpoints instead.
+    target: a schedule for from_run, as 'wsd:decay=0.2', over `end` steps.
 
   Raises:
     ValueError, UserError: no such checkpoints; a method that cannot do this; a
-      learning rate that varied in the window, unless `correct`.
+      learning rate that varied in the window, except with from_run.
   """
   saved = run.steps
   if not saved:
@@ -69,49 +85,81 @@ def plan(
   if window < 0 or window > end:
     raise UserError(f'window={window} must be from 1 to the end step, {end}.')
   window = window or _fifth(saved, end)
+  closed = method.get('grid') == 'block' or method['name'] == 'from_run'
   if means:
-    _only_decay(method, 'means')
     knots = sources.mean_steps(run.path, end=end, window=window)
   elif steps:
-    knots = sorted(steps)
-    missing = [s for s in knots if s not in saved]
-    if missing:
-      raise UserError(
-        f'{run.path} has no checkpoint {missing[0]}; it has {saved}.'
-      )
-    if len(set(knots)) < 2:
-      raise UserError(f'--steps={steps}: a merge needs two checkpoints.')
+    knots = _listed(run, saved, steps)
     end = knots[-1]
   else:
-    closed = method.get('grid') == 'block'
     knots = sources.raw_steps(
       saved, end=end, window=window + closed, every=every
     )
-  about = {'end': end, 'window': window}
-  if not means:
-    rates = _block_rates(run, knots)
-    _check_constant(run, knots, correct)
-    about['window'] = _covered(knots, method.get('grid') == 'block')
-    c = spec.build('merging', method, knots)
-    if correct:
-      _only_decay(method, 'correct')
-      target = coefficients.forward(c) * rates.max()
-      c = coefficients.inverse(coefficients.correct(target, rates[1:]))
-    return Plan(sources.raw(run.path, knots, c), rates, about)
-  rates = _rates(run, knots)
-  _check_constant(run, knots, correct)
-  c = coefficients.interval_means(knots, method['shape'], method['floor'])
-  if correct:
-    target = (1 - np.cumsum([c.first, *c.means])) * rates.max()
-    c = coefficients.from_knots(coefficients.correct(target, rates))
-  found = sources.means(run.path, knots, c)
-  # The multiplier beside a mean is that of the knot where its interval begins.
-  begins = dict(zip(knots[1:], rates[:-1], strict=True))
-  at = dict(zip(knots, rates, strict=True))
-  rates = [
-    (begins if p.name == 'mean' else at)[int(p.parent.name)] for p, _ in found
-  ]
-  return Plan(found, np.array(rates), about)
+  rates = run.learning_rates()
+  if not len(rates[knots[0] : end]):
+    raise UserError(f'step {end} is not a step of the schedule of {run.path}.')
+  if method['name'] != 'from_run':
+    _check_constant(run, rates[knots[0] : end])
+    if target:
+      raise UserError(f'--target needs from_run, not {method["name"]}.')
+  wanted = _target(run, target, end) if target else None
+  if means:
+    found = sources.means(run.path, knots, _means(method, knots, rates, wanted))
+    about = {'end': end, 'window': window}
+    used = _mean_rates(rates, knots, found)
+  else:
+    c = spec.build('merging', method, knots, rates, wanted)
+    found = sources.raw(run.path, knots, c)
+    about = {'end': end, 'window': _covered(knots, closed)}
+    used = _block_rates(rates, knots)
+  return Plan(found, used, {**about, 'target': target} if target else about)
+
+
+def control(plan: Plan, name: str, seed: int) -> Plan:
+  """Puts the coefficients into a wrong order: 'reverse' or 'scramble'."""
+  paths, c = zip(*plan.sources, strict=True)
+  wrong = coefficients.control(c, name, seed)
+  about = {'control': name, **({'seed': seed} if name == 'scramble' else {})}
+  found = [(p, float(x)) for p, x in zip(paths, wrong, strict=True)]
+  return plan._replace(sources=found, about={**plan.about, **about})
+
+
+def _listed(run, saved, steps):
+  missing = [s for s in steps if s not in saved]
+  if missing:
+    raise UserError(
+      f'{run.path} has no checkpoint {missing[0]}; it has {saved}.'
+    )
+  if len(set(steps)) < max(len(steps), 2):
+    raise UserError(f'--steps={steps}: a merge needs two or more, each once.')
+  return sorted(steps)
+
+
+def _target(run, text, end):
+  """Returns the learning rates of a run of `end` steps with that schedule."""
+  chosen = _parse('schedules', 'target', text)
+  schedule = spec.build('schedules', chosen, end)
+  multipliers = jax.vmap(schedule)(np.arange(end + 1, dtype=np.int32))
+  return run.config.learning_rate * np.asarray(multipliers, np.float64)
+
+
+def _means(method, knots, rates, wanted):
+  if method['name'] == 'decay':
+    return coefficients.interval_means(knots, method['shape'], method['floor'])
+  if method['name'] == 'from_run':
+    knobs = {k: v for k, v in method.items() if k != 'name'}
+    return from_run.from_run_means(knots, rates, wanted, **knobs)
+  raise UserError(
+    f"--means needs --method=decay:... or from_run:..., not '{method['name']}'."
+  )
+
+
+def _mean_rates(rates, knots, found):
+  """The multiplier beside a mean is that of the knot where it begins."""
+  at = dict(zip(knots, rates[np.minimum(knots, len(rates) - 1)], strict=True))
+  before = dict(zip(knots[1:], knots[:-1], strict=True))
+  steps = [(p.name, int(p.parent.name)) for p, _ in found]
+  return np.array([at[before[s] if n == 'mean' else s] for n, s in steps])
 
 
 def _fifth(saved, end):
@@ -121,44 +169,25 @@ def _fifth(saved, end):
   return end - starts[-1] if starts else end
 
 
-def _covered(knots, block):
+def _covered(knots, closed):
   """Returns the length of the decay that checkpoints emulate, in steps."""
   length = knots[-1] - knots[0]
-  return length if block else length + round(length / (len(knots) - 1))
+  return length if closed else length + round(length / (len(knots) - 1))
 
 
-def _check_constant(run, knots, correct):
-  rates = run.learning_rates()[knots[0] : knots[-1]]
-  if not len(rates):
-    raise UserError(
-      f'steps {knots} are not steps of the schedule of {run.path}.'
-    )
-  if correct or np.ptp(rates) <= 1e-6 * rates.max():
+def _check_constant(run, rates):
+  if np.ptp(rates) <= 1e-6 * rates.max():
     return
   raise UserError(
     f'the learning rate of {run.path} varied in this window, from '
     f'{rates.max():.3e} to {rates.min():.3e}, so these coefficients would not '
-    'emulate this decay; choose a window where it is constant, or --correct '
-    'to divide by what was used.'
+    'emulate this decay; choose a window where it is constant, or '
+    '--method=from_run, which divides by what was used.'
   )
 
 
-def _only_decay(method, option):
-  if method['name'] != 'decay':
-    raise UserError(
-      f"--{option} needs --method=decay:..., not '{method['name']}'."
-    )
-
-
-def _rates(run, steps):
-  """Returns the learning rate at each step; after the last, the last."""
-  rates = run.learning_rates()
-  return rates[np.minimum(steps, len(rates) - 1)]
-
-
-def _block_rates(run, knots):
+def _block_rates(rates, knots):
   """Returns the mean learning rate of the block that ends at each knot."""
-  rates = run.learning_rates()
   first = max(2 * knots[0] - knots[1], 0) if len(knots) > 1 else 0
   blocks = zip([first, *knots[:-1]], knots, strict=True)
   return np.array(

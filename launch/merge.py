@@ -4,12 +4,15 @@ r"""Merges checkpoints of one run into an ordinary checkpoint.
       --method=decay:shape=1-sqrt,floor=0.1
   python -m launch.merge --run=runs/a --window=200 --means --name=linear
   python -m launch.merge --run=runs/a --steps=600,800,1000 --method=wma
+  python -m launch.merge --run=runs/a --window=400 --method=from_run \
+      --target=wsd:decay=0.4,shape=1-sqrt
 
 The result, RUN/merged/NAME/{params,merge.json}, is read by launch.evaluate,
 --config.init and plain Orbax. The checkpoints are only read.
 """
 
 import pathlib
+import re
 
 from absl import flags
 
@@ -30,9 +33,13 @@ _STEPS = flags.DEFINE_list('steps', [], 'these checkpoints instead of a window')
 _MEANS = flags.DEFINE_bool(
   'means', False, 'interval means instead of raw checkpoints (method decay)'
 )
-_CORRECT = flags.DEFINE_bool(
-  'correct', False, 'divide by the learning rate that was used, if it varied'
+_TARGET = flags.DEFINE_string(
+  'target', '', 'of from_run: NAME:KEY=VALUE,... of schedules/NAME.py'
 )
+_CONTROL = flags.DEFINE_enum(
+  'control', '', ['', 'reverse', 'scramble'], 'coefficients in a wrong order'
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'of --control=scramble', lower_bound=0)
 _NAME = flags.DEFINE_string('name', '', 'of the result; default: the method')
 _ACCUMULATE = flags.DEFINE_enum(
   'accumulate', 'float32', ['float32', 'float64'], 'precision of the sums'
@@ -64,8 +71,10 @@ def main() -> None:
       window=_WINDOW.value,
       every=_EVERY.value,
       steps=cli.integers('steps', _STEPS.value),
-      correct=_CORRECT.value,
+      target=_TARGET.value,
     )
+    if _CONTROL.value:
+      plan = emulation.control(plan, _CONTROL.value, _SEED.value)
     options = {
       'accumulate': _ACCUMULATE.value,
       'dtype': _DTYPE.value or None,
@@ -167,7 +176,10 @@ def _default_name(method, about, means) -> str:
   ]
   what = 'means' if means else 'raw'
   window = f'{about["window"]}at{about["end"]}'
-  return '-'.join([method['name'], *knobs, what, window])
+  marks = [f'{k}={about[k]}' for k in ('control', 'seed') if k in about]
+  if 'target' in about:
+    marks.append(re.sub(r'[^\w.=+-]', '-', f'target={about["target"]}'))
+  return '-'.join([method['name'], *knobs, what, window, *marks])
 
 
 if __name__ == '__main__':

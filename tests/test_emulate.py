@@ -146,12 +146,51 @@ def test_a_varying_rate_is_refused_or_corrected(tmp_path):
   run = run_lib.Run(tmp_path)
   with pytest.raises(UserError, match='varied in this window'):
     _plan(run, end=12, window=9)
-  # The run has done the whole linear decay: nothing is left to emulate.
-  p = _plan(run, 'decay:shape=cosine', end=9, window=6, correct=True)
-  assert sum(c for _, c in p.sources) == pytest.approx(1)
-  with pytest.raises(ValueError, match='negative|rise|coefficient'):
+  for means in (False, True):
+    p = _plan(run, 'from_run', end=9, window=6, means=means)
+    assert sum(c for _, c in p.sources) == pytest.approx(1)
+    # The decay that was done is asked for: nothing is left to merge.
+    target = 'linear:final=0.25'  # the first 9 steps of 12
+    p = _plan(run, 'from_run', end=9, window=6, means=means, target=target)
+    newest = {q.parent.name: c for q, c in p.sources if q.name == 'params'}
+    assert newest['9'] == pytest.approx(1, abs=1e-5)
     # Flat over the window, where the run already decayed: infeasible.
-    _plan(run, 'decay:floor=1.0', end=12, window=9, correct=True)
+    flat = {'end': 12, 'window': 9, 'means': means}
+    with pytest.raises(ValueError, match='rise|coefficient'):
+      _plan(run, 'from_run:floor=1.0', **flat)
+    p = _plan(run, 'from_run:floor=1.0,signed=True', **flat)
+    assert min(c for _, c in p.sources) < 0
+  with pytest.raises(UserError, match='at step 1, where .* was used; this'):
+    _plan(run, 'from_run', end=9, window=6, target='linear')
+  with pytest.raises(UserError, match="Did you mean 'linear'"):
+    _plan(run, 'from_run', end=9, window=6, target='linaer')
+  with pytest.raises(UserError, match='signed=.no. must be True or False'):
+    _plan(run, 'from_run:signed=no', end=9, window=6)
+
+
+def test_a_custom_schedule_from_a_table(run, tmp_path):
+  # At constant rate the target is the decay itself: w = its block means.
+  (tmp_path / 'x.json').write_text(
+    json.dumps([1.0] * 6 + [0.5] * 3 + [0.25] * 3)
+  )
+  p = _plan(
+    run, 'from_run', end=12, window=9, target=f'table:path={tmp_path}/x.json'
+  )
+  steps = [int(q.parent.name) for q, _ in p.sources]
+  assert steps == [3, 6, 9, 12]
+  c = [c for _, c in p.sources]
+  np.testing.assert_allclose(c, [0, 0.5, 0.25, 0.25], atol=1e-6)
+  with pytest.raises(UserError, match='--target needs from_run, not decay'):
+    _plan(run, end=12, window=9, target='linear')
+
+
+def test_controls_of_a_plan(run):
+  p = _plan(run, 'wma', end=12, window=9)
+  wrong = emulation.control(p, 'reverse', 0)
+  assert [c for _, c in wrong.sources] == [c for _, c in p.sources][::-1]
+  assert wrong.about['control'] == 'reverse'
+  with pytest.raises(ValueError, match='controls nothing'):
+    emulation.control(_plan(run, end=12, window=9), 'reverse', 0)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +207,8 @@ def test_a_varying_rate_is_refused_or_corrected(tmp_path):
     ('decay', {'window': 1}, 'holds one checkpoint'),
     ('decay', {'means': True, 'window': 7}, 'does not begin at a checkpoint'),
     ('decay', {'steps': [3, 4]}, 'no checkpoint 4'),
-    ('decay', {'steps': [3, 3], 'window': 0}, 'needs two checkpoints'),
+    ('decay', {'steps': [3, 3], 'window': 0}, 'two or more, each once'),
+    ('from_run', {'target': 'wsd:decai=1'}, "Did you mean 'decay'"),
   ],
 )
 def test_mistakes_are_one_sentence(run, method, options, sentence):

@@ -11,6 +11,8 @@ from merging.decay import decay
 from merging.ema import ema
 from merging.engine import coefficients
 from merging.engine import shapes as merge_shapes
+from merging.from_run import from_run, from_run_means
+from merging.interpolate import interpolate
 from merging.uniform import uniform
 from merging.wma import wma
 
@@ -115,6 +117,10 @@ def test_the_right_edge_does_not_exist():
     ('ema', {'alpha': 0.0}, 'alpha=0.0'),
     ('ema', {'alpha': 1.0}, 'alpha=1.0'),
     ('ema', {'form': 'other'}, 'renormalised, recursive'),
+    ('decay', {'shape': 'power-0'}, 'NUMBER must be > 0'),
+    ('interpolate', {'weight': 1.5}, 'weight=1.5 is outside'),
+    ('interpolate', {'weight': float('nan'), 'signed': True}, 'weight=nan'),
+    ('from_run', {'floor': 1.5}, 'floor=1.5'),
   ],
 )
 def test_bad_knobs(name, knobs, message):
@@ -137,6 +143,88 @@ def test_wma_and_ema_numbers():
   np.testing.assert_allclose(ema(six), want, atol=5e-5)
   want = [0.9112, 0.8002, 0.6614, 0.4879, 0.2711]
   np.testing.assert_allclose(coefficients.forward(ema(six)), want, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+  ('power', 'same'), [('1', 'linear'), ('0.5', '1-sqrt'), ('2', 'square')]
+)
+@pytest.mark.parametrize('grid', ['left', 'block'])
+def test_powers_include_other_shapes(power, same, grid):
+  got = decay(EQUAL, shape=f'power-{power}', grid=grid)
+  want = decay(EQUAL, shape=same, grid=grid)
+  np.testing.assert_allclose(got, want, atol=1e-15)
+  third = coefficients.forward(decay([1, 2, 3], shape='power-3'))
+  np.testing.assert_allclose(third, [26 / 27, 19 / 27], atol=1e-15)
+
+
+def test_from_run_without_rates_is_the_decay_at_constant_rate():
+  # Sums over single steps and the exact integral differ by O(1 / block).
+  got = from_run(np.arange(5) * 1000, shape='cosine')
+  want = decay(np.arange(5) * 1000, shape='cosine', grid='block')
+  np.testing.assert_allclose(got, want, atol=1e-3)
+
+
+def test_from_run_divides_by_what_was_used():
+  # Methods, 1.2: eta = (1, .8, .6, .4), target (.75, .5, .25, 0), per block.
+  used = np.repeat([1, 1, 0.8, 0.6, 0.4], 3)
+  target = np.repeat([1, 0.75, 0.5, 0.25, 0], 3)
+  got = from_run([3, 6, 9, 12, 15], used, target)
+  want = [0.25, 0.125, 5 / 24, 5 / 12, 0]
+  np.testing.assert_allclose(got, want, atol=1e-15)
+  # The uniform mean there is no linear decay: effective rates .8 .48 .24 .08.
+  w = coefficients.forward(uniform([3, 6, 9, 12, 15]))
+  np.testing.assert_allclose(w * used[3::3], [0.8, 0.48, 0.24, 0.08])
+  steep = np.repeat([1, 1, 0.9, 0.8, 0.1], 3)
+  with pytest.raises(ValueError, match='checkpoint 1 the coefficient -0.125'):
+    from_run([3, 6, 9, 12, 15], used, steep)
+  got = from_run([3, 6, 9, 12, 15], used, steep, signed=True)
+  want = [0, -0.125, -0.2083333, 1.0833333, 0.25]
+  np.testing.assert_allclose(got, want, atol=5e-8)
+  with pytest.raises(ValueError, match='at step 0, where 1.0000e.00 was used'):
+    from_run([3, 15], used, target / 2)
+  with pytest.raises(ValueError, match='known for 15 updates.*step 18'):
+    from_run([3, 18], used, target)
+  with pytest.raises(ValueError, match='must be positive'):
+    from_run([3, 15], used * 0, target * 0)
+
+
+def test_from_run_means_replay_the_updates_with_the_target():
+  # Each update is scaled by target / used, exactly, where that is linear.
+  rng = np.random.default_rng(3)
+  used = np.linspace(1.0, 0.6, 12)
+  ratio = np.interp(np.arange(12), [0, 4, 7, 11], [1, 1, 0.5, 0.2])
+  theta = np.cumsum(rng.standard_normal((13, 5)), axis=0)
+  steps = [4, 7, 11]
+  c = from_run_means(steps, used, used * ratio)
+  means = [theta[5:8].mean(0), theta[8:12].mean(0)]
+  got = c.first * theta[4] + c.means @ means + c.last * theta[11]
+  want = theta[4] + ratio[4:11] @ np.diff(theta[4:12], axis=0)
+  np.testing.assert_allclose(got, want, atol=1e-14)
+
+
+def test_interpolation_and_extrapolation():
+  np.testing.assert_allclose(interpolate([1, 2], weight=0.3), [0.7, 0.3])
+  np.testing.assert_allclose(
+    interpolate([1, 2, 3], weight=1.2, signed=True), [-0.2, 0.6, 0.6]
+  )
+  got = interpolate([1, 5], weight=-0.5, signed=True)
+  np.testing.assert_allclose(got, [1.5, -0.5])
+
+
+def test_controls_are_the_same_numbers_in_a_wrong_order():
+  c = wma(EQUAL)
+  np.testing.assert_array_equal(coefficients.control(c, 'reverse'), c[::-1])
+  one, two = (coefficients.control(c, 'scramble', seed) for seed in (0, 1))
+  np.testing.assert_array_equal(np.sort(one), c)
+  assert (one != c).any() and (one != two).any()
+  again = coefficients.control(c, 'scramble', 0)
+  np.testing.assert_array_equal(one, again)
+  with pytest.raises(ValueError, match='controls nothing'):
+    coefficients.control(uniform(EQUAL), 'scramble')
+  with pytest.raises(ValueError, match='controls nothing'):
+    coefficients.control(decay(EQUAL, shape='cosine'), 'reverse')
+  with pytest.raises(ValueError, match="control='x' is unknown"):
+    coefficients.control(c, 'x')
 
 
 def test_uniform_is_the_linear_decay():

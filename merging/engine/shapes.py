@@ -2,11 +2,15 @@
 
 The same curves as schedules/parts/shapes.py under the same names (a test says
 so), with their integrals from 0 to x for block means, and 'ema': the profile
-of an exponential average, which opens at 0.9 and not at 1.
+of an exponential average, which opens at 0.9 and not at 1. 'power-P' is
+1 - x^P for any number P > 0: power-1 is linear, power-0.5 is 1-sqrt, power-2
+is square, and the profile of a power-function average of exponent P - 1
+(arXiv 2312.02696).
 """
 
 import difflib
 import math
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -48,7 +52,7 @@ _SHAPES = {
 
 
 def names() -> list[str]:
-  """Returns the legal names."""
+  """Returns the legal names, without those of 'power-P'."""
   return sorted(_SHAPES)
 
 
@@ -58,10 +62,19 @@ def shape(name: str) -> Shape:
   Raises:
     ValueError: an unknown name.
   """
+  if power := re.fullmatch(r'power-(\d+\.?\d*)', name):
+    return _power(name, float(power[1]))
   if name not in _SHAPES:
     near = difflib.get_close_matches(name, _SHAPES, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ''
     raise ValueError(
-      f"'{name}' is not a shape of decay.{hint} Legal: {', '.join(names())}."
+      f"'{name}' is not a shape of decay.{hint} Legal: {', '.join(names())}, "
+      'power-NUMBER.'
     )
   return _SHAPES[name]
+
+
+def _power(name, p):
+  if not 0 < p < math.inf:
+    raise ValueError(f"'{name}' is not a shape of decay: NUMBER must be > 0.")
+  return Shape(lambda x: 1 - x**p, lambda x: x - x ** (p + 1) / (p + 1))

@@ -1,0 +1,98 @@
+"""Coefficients for a run whose learning rate varied, and for any schedule."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from merging.engine import coefficients
+
+
+def from_run(
+  steps: Sequence[int],
+  learning_rates: Sequence[float] | None = None,
+  target: Sequence[float] | None = None,
+  *,
+  shape: str = 'linear',
+  floor: float = 0.0,
+  signed: bool = False,
+) -> np.ndarray:
+  """WSM with the learning rates that were used (arXiv 2507.17634).
+
+  A block's displacement already contains the learning rate that was used, so
+  w_i = (sum of the target over block i) / (sum of what was used over block i):
+  the merge has the mean learning rate of the target in every block.
+
+  Args:
+    steps: of the checkpoints, oldest first.
+    learning_rates: used by each update of the run; None = constant.
+    target: wanted for each update; None = a decay from the first checkpoint to
+      the last, from the largest learning rate used between them.
+    shape, floor: of that decay, as in `decay`.
+    signed: permits negative coefficients.
+
+  Returns:
+    float64 coefficients of sum 1.
+
+  Raises:
+    ValueError: a target above what was used, or that rises against it, unless
+      `signed`; that differs before the first checkpoint, where no merge can
+      change anything; rates that are missing or not positive.
+  """
+  s = coefficients.check_steps(steps)
+  if s.size == 1:
+    return np.ones(1)
+  used, goal = _rates(s, learning_rates, target, shape, floor)
+  sums = [np.add.reduceat(x[s[0] : s[-1]], s[:-1] - s[0]) for x in (goal, used)]
+  w = coefficients.correct(*sums)
+  return coefficients.inverse(_round(w), allow_negative=signed)
+
+
+def from_run_means(
+  steps: Sequence[int],
+  learning_rates: Sequence[float] | None = None,
+  target: Sequence[float] | None = None,
+  *,
+  shape: str = 'linear',
+  floor: float = 0.0,
+  signed: bool = False,
+) -> coefficients.IntervalMeans:
+  """As `from_run`, from interval means: target / used, linear between knots."""
+  s = coefficients.check_steps(steps)
+  used, goal = _rates(s, learning_rates, target, shape, floor)
+  at = lambda x: x[np.minimum(s, x.size - 1)]
+  w = coefficients.correct(at(goal), at(used))
+  return coefficients.from_knots(_round(w), allow_negative=signed)
+
+
+def _rates(s, learning_rates, target, shape, floor):
+  """Returns what was used and what is wanted for each update up to s_k."""
+  coefficients.check_floor(floor)
+  last = int(s[-1])
+  given = np.ones(last) if learning_rates is None else learning_rates
+  used = np.asarray(given, np.float64)
+  if used.size < last:
+    raise ValueError(
+      f'learning rates are known for {used.size} updates, but the last '
+      f'checkpoint is step {last}.'
+    )
+  if target is None:
+    x = (np.arange(last + 1) - s[0]) / (last - s[0])
+    decay = coefficients.target(x, shape, floor)
+    return used, decay * used[s[0] : last].max()
+  goal = np.asarray(target, np.float64)
+  if goal.size < last:
+    raise ValueError(f'the target has {goal.size} updates; {last} are done.')
+  before = slice(0, s[0])
+  if not np.allclose(goal[before], used[before], rtol=1e-5, atol=0):
+    j = int(np.argmax(~np.isclose(goal[before], used[before], 1e-5, 0)))
+    raise ValueError(
+      f'the target is {goal[j]:.4e} at step {j}, where {used[j]:.4e} was used; '
+      f'this merge changes nothing before its first checkpoint, {s[0]}.'
+    )
+  return used, goal
+
+
+def _round(w):
+  """Removes rises of rounding size, which are no request for a rise."""
+  lowest = np.minimum.accumulate(np.minimum(w, 1))
+  return np.where(w - lowest <= 1e-6, np.maximum(lowest, 0), w)
