@@ -19,7 +19,10 @@ from lm.errors import UserError
 
 _RUN = flags.DEFINE_string('run', '', 'a run directory or log; A+B joins')
 _NORM = flags.DEFINE_enum(
-  'norm', 'auto', ['auto', 'l1', 'l2'], 'auto: by the optimizer of the run'
+  'norm',
+  'auto',
+  ['auto', 'l1', 'l2', 'nuclear'],
+  'auto: by the optimizer of the run',
 )
 _POWER = flags.DEFINE_float('power', -1, 'of the weights; -1: by the optimizer')
 _TAU = flags.DEFINE_float('tau', 0.1, 'width of the median filter / run')

@@ -13,18 +13,19 @@ from lm.errors import UserError
 from schedules.theory import refine as theory
 
 # Optimizer -> norm and power, and why; all others are like Adam or the sign.
-_SPECTRAL = ('muon', 'normuon', 'adamuon', 'dion')
+_SPECTRAL = ('muon', 'normuon', 'adamuon', 'dion', 'marsm', 'scion')
+_NUCLEAR = ('nuclear', 1.0, 'orthogonalized steps: nuclear norms, inverse')
+_STAND_IN = (
+  'l2',
+  1.0,
+  'the dual norm of an orthogonalized step is nuclear, which is not logged '
+  '(--config.log_nuclear_norm=true): l2 norms stand in for it',
+)
 _BY_NAME = {
   'sgdw': ('l2', 2.0, 'the step is the gradient: l2 norms, inverse square'),
-  **dict.fromkeys(
-    _SPECTRAL,
-    (
-      'l2', 1.0,
-      'the dual norm of an orthogonalized step is nuclear, which is not logged;'
-      ' l2 norms stand in for it (experimental)',
-    ),
-  ),
-}  # fmt: skip
+  **dict.fromkeys(_SPECTRAL, _NUCLEAR),
+}
+_POWERS = {'l1': 1.0, 'l2': 2.0, 'nuclear': 1.0}
 _ELSE = ('l1', 1.0, 'Adam and sign methods: l1 norms, inverse')
 
 
@@ -52,13 +53,15 @@ def choose(
   """Takes what the user says, and the rest from the optimizer of the run."""
   optimizer = found.config.get('optimizer', {}).get('name', '')
   kind, exponent, why = _BY_NAME.get(optimizer, _ELSE)
+  if kind == 'nuclear' and not _has(found, kind):
+    kind, exponent, why = _STAND_IN
   if not optimizer and norm == 'auto':
     have = [k for k in ('l1', 'l2') if _has(found, k)]
     kind = have[0] if have else 'l2'
     why = f'the optimizer is not known; {kind} norms are what the log has'
-    exponent = {'l1': 1.0, 'l2': 2.0}[kind]
+    exponent = _POWERS[kind]
   if norm != 'auto':
-    kind, exponent, why = norm, {'l1': 1.0, 'l2': 2.0}[norm], f'--norm={norm}'
+    kind, exponent, why = norm, _POWERS[norm], f'--norm={norm}'
   if tag:
     why = f'--tag={tag}'
   if power >= 0:

@@ -62,6 +62,7 @@ ALIASES = {
     'epoch_learning_rate', 'lr-adamw',
   ),
   'l1': ('grad/l1', 'grad_l1', 'grad_norm_l1', 'train/grad_norm_l1'),
+  'nuclear': ('grad/nuclear', 'grad_norm_nuclear'),
   'l2': (
     'grad/l2', 'grad_norm', 'train/grad_norm', 'gradient_norm', 'grad_l2',
     'grad/norm', 'grad_norm_l2', 'gradient-norm', 'global_grad_norm',
@@ -88,7 +89,7 @@ def read(text: str) -> Log:
 
 
 def find(found: Log, kind: str, tag: str = '') -> Series:
-  """Returns the series of an alias ('loss', 'lr', 'l1', 'l2'), or of `tag`."""
+  """Returns the series of an alias ('loss', 'lr', 'l1', ...), or of `tag`."""
   return found.tags[tag_of(found, kind, tag)]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lm import follow, loss, spec
+from lm import follow, loss, norms, spec
 from lm.model import Model
 from lm.state import TrainState
 
@@ -84,6 +84,8 @@ def build_train(config: ConfigDict, model: Model) -> Callable[..., Any]:
       'param/l2': optax.tree.norm(state.params),
       **{f'optim/{k}': v for k, v in followed.items()},
     }
+    if config.log_nuclear_norm:
+      metrics['grad/nuclear'] = norms.nuclear(grads, model.axes)
     return new, metrics
 
   return train_step

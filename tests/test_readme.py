@@ -1,11 +1,13 @@
 """The README's commands run as they stand, and what it quotes is true."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 
+from tests import tools
 from tests.helpers import ROOT
 
 README = (ROOT / 'README.md').read_text()
@@ -40,6 +42,30 @@ def test_the_tour(tmp_path):
     )
     assert done.returncode == 0, f'{line}\n{done.stdout}{done.stderr}'
   _notebook_snippet(tmp_path)
+
+
+def test_the_schedule_tools(tmp_path, monkeypatch, capsys):
+  """The second block, in this process, with a tenth of the steps."""
+  (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+  monkeypatch.chdir(tmp_path)
+  (block,) = re.findall(r'```shell\n(.*?)```', README, re.S)
+  commands = [x for x in block.splitlines() if not x.startswith('#')]
+  assert len(commands) >= 7
+  for line in commands:
+    short = re.sub(r'(num_steps=\d+)0\b', r'\1', line)
+    short = short.replace('num_sequences=512', 'num_sequences=32')
+    python, m, command, *arguments = shlex.split(short)
+    assert (python, m) == ('python', '-m')
+    code = tools.call(monkeypatch, command.removeprefix('launch.'), *arguments)
+    assert not code, f'{short}\n{capsys.readouterr()}'
+  refined, linear = (
+    json.loads((tmp_path / 'runs' / name / 'config.json').read_text())
+    for name in ('refined', 'linear')
+  )
+  assert refined['schedule']['name'] == 'table'
+  assert refined['learning_rate'] == linear['learning_rate']
+  for picture in ('runs/schedules.png', 'runs/lr_range.png'):
+    assert (tmp_path / picture).read_bytes().startswith(b'\x89PNG')
 
 
 def _notebook_snippet(folder):

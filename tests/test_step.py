@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from lm import loop, step
+from lm import loop, model, norms, step
 from tests import helpers
 
 
@@ -52,6 +52,23 @@ def test_norms_are_those_before_clipping():
   clipped = _one_step(helpers.config(clip_norm=0.01))
   assert free['grad/l2'] == clipped['grad/l2'] > 0.01
   assert free['grad/l1'] == clipped['grad/l1'] > free['grad/l2']
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_nuclear_norm_is_the_sum_of_singular_values(scan):
+  config = helpers.config(model__scan_layers=scan, log_nuclear_norm=True)
+  net = model.build(config.model)
+  params = net.init(jax.random.key(3))
+  want = 0.0
+  for path, x in jax.tree_util.tree_flatten_with_path(params)[0]:
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    for w in x if scan and 'block' in name else [x]:
+      if name[-2:] in ('/q', '/k', '/v', '/o'):  # (32, heads, dim), or o
+        w = w.reshape(-1, 32) if name.endswith('o') else w.reshape(32, -1)
+      if w.ndim == 2 and name not in ('embedding', 'head'):
+        want += np.linalg.svd(np.float64(w), compute_uv=False).sum()
+  got = norms.nuclear(params, net.axes)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_clipping_bounds_the_gradient_that_the_optimizer_gets():
