@@ -5,13 +5,14 @@ U diag(s) V^T becomes U diag(p(s)) V^T with p(s) = a s + b s^3 + c s^5, applied
 `steps` times to X / norm(X). Each preset is a choice of (a, b, c) per step.
 """
 
+import functools
 import itertools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from optimizers.parts import choices, roles
+from optimizers.parts import choices, owners, roles
 
 PyTree = Any
 
@@ -114,19 +115,22 @@ def orthogonalize_tree(updates: PyTree, axes: PyTree, **knobs: Any) -> PyTree:
   """Orthogonalizes every leaf: a matrix, or a stack of them by its axes.
 
   Leaves of equal matrix shape, up to transposition, run in one stack: less to
-  compile and larger batches. `knobs` are those of `orthogonalize`.
+  compile and larger batches. Several devices share the work (`owners.py`).
+  `knobs` are those of `orthogonalize`.
   """
   leaves, treedef = jax.tree.flatten(updates)
   axes = treedef.flatten_up_to(axes)
   wide = [
-    _flip(roles.to_matrices(x, a)) for x, a in zip(leaves, axes, strict=True)
+    _flip(roles.to_matrices(x, a), a) for x, a in zip(leaves, axes, strict=True)
   ]
   groups: dict[tuple[int, ...], list[int]] = {}
   for i, (x, _) in enumerate(wide):
     groups.setdefault(x.shape[1:], []).append(i)
   for members in groups.values():
     stacks = [wide[i][0] for i in members]
-    done = orthogonalize(jnp.concatenate(stacks), **knobs)
+    done = owners.apply(
+      functools.partial(orthogonalize, **knobs), jnp.concatenate(stacks)
+    )
     ends = list(itertools.accumulate(len(x) for x in stacks))
     for i, y in zip(members, jnp.split(done, ends[:-1]), strict=True):
       y = jnp.swapaxes(y, 1, 2) if wide[i][1] else y
@@ -134,7 +138,17 @@ def orthogonalize_tree(updates: PyTree, axes: PyTree, **knobs: Any) -> PyTree:
   return treedef.unflatten(leaves)
 
 
-def _flip(x_BMN):
-  """Returns the stack with its short side first, and whether it was tall."""
-  tall = x_BMN.shape[1] > x_BMN.shape[2]
-  return (jnp.swapaxes(x_BMN, 1, 2) if tall else x_BMN), tall
+def _flip(x_BMN, axes):
+  """Returns the stack with its short side first, and whether it was turned.
+
+  Square matrices are turned so that sides of one name lie alike, because the
+  stacks of several parameters are concatenated and sides may be sharded.
+  """
+  sides = [
+    (n, *(axes.names[i] for i in dims))
+    for n, dims in zip(
+      x_BMN.shape[1:], (axes.inputs, axes.outputs), strict=True
+    )
+  ]
+  turned = sides[0] > sides[1]
+  return (jnp.swapaxes(x_BMN, 1, 2) if turned else x_BMN), turned
