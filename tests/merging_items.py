@@ -14,10 +14,18 @@ def params(seed, dtype=np.float32):
   }
 
 
-def save(path, tree, **handler):
+def save(path, tree, chunk_bytes=None, **handler):
+  chunks = jax.tree.map(
+    lambda _: ocp.SaveArgs(chunk_byte_size=chunk_bytes), tree
+  )
+  args = ocp.args.PyTreeSave(tree, save_args=chunks)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**handler)) as checkpointer:
-    checkpointer.save(path, tree)
+    checkpointer.save(path, args)
   return path
+
+
+# Enough for one chunk of `params`, and for two of those of 64 bytes.
+SMALL = 2000
 
 
 def restore(path):

@@ -47,10 +47,19 @@ def test_weighted_sum_against_numpy_and_in_memory(run, tmp_path):
   assert not np.allclose(merged['block']['w'], trees[0]['block']['w'])
 
 
-def test_blocks_of_any_size_and_any_order_give_the_same_bits(run):
+def test_blocks_of_any_size_and_any_order_give_the_same_bits(run, tmp_path):
   sources = made.sources(run, [0.1, 0.2, 0.3, 0.4])
   want = stream.combine(sources)
-  made.assert_same_bits(stream.combine(sources, max_bytes=1), want)
+  for max_bytes in (made.SMALL, 2 * made.SMALL):  # without and with read-ahead
+    got = stream.combine(sources, max_bytes=max_bytes)
+    made.assert_same_bits(got, want)
+  small = [
+    (made.save(tmp_path / f'{i}/params', made.params(i), chunk_bytes=64), c)
+    for i, (_, c) in enumerate(sources)
+  ]
+  for max_bytes in (made.SMALL, 1 << 30):
+    got = stream.combine(small, max_bytes=max_bytes)
+    made.assert_same_bits(got, want)
   made.assert_same_bits(stream.combine(sources[::-1]), want)
   double = stream.combine(sources, accumulate='float64')
   diff = abs(double['block']['w'] - want['block']['w']).max()
@@ -102,7 +111,7 @@ def test_sharded_equals_single_device(tmp_path):
   made.assert_same_bits(stream.combine(sharded), want)
   # One source of each kind: the block follows the largest chunk.
   mixed = [single[0], sharded[1], sharded[2]]
-  made.assert_same_bits(stream.combine(mixed, max_bytes=1), want)
+  made.assert_same_bits(stream.combine(mixed, max_bytes=made.SMALL), want)
   # The result restores onto other devices.
   stream.merge(sharded, tmp_path / 'out')
   small = jax.make_mesh((2,), ('x',), axis_types=(AxisType.Auto,))
@@ -152,7 +161,7 @@ def test_observer_sees_every_block(run, tmp_path):
     return {'block.w': (16, 6), 'layers.norm': (5,), 'scale': ()}[leaf]
 
   sources = made.sources(run, [0.5, 0.5])
-  stream.merge(sources, tmp_path / 'out', observe=observe, max_bytes=1)
+  stream.merge(sources, tmp_path / 'out', observe=observe, max_bytes=made.SMALL)
   assert len(seen) == 9
   np.testing.assert_array_equal(
     seen['100', 'block.w'], made.params(1)['block']['w']

@@ -1,11 +1,10 @@
-"""A merged checkpoint with its provenance: <run>/merged/<name>/.
+"""A merged checkpoint with its provenance, as <run>/merged/<name>/.
 
 `params` is an ordinary Orbax item, `merge.json` says what it was made of; the
-two appear together.
+two appear together. Of safetensors the merge is the folder itself.
 """
 
 import datetime
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -15,9 +14,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from merging.engine import atomic, coefficients, stream
+from merging.engine import atomic, coefficients, plan, stream
+from merging.engine.group import Group
 from merging.engine.plan import Options, Path, Sources
 
+_ALONE = Group()
 _PACKAGES = ('numpy', 'tensorstore', 'orbax-checkpoint', 'jax')
 
 
@@ -26,6 +27,7 @@ def provenance(
   sources: Sources,
   *,
   method: Mapping[str, Any],
+  steps: Sequence[int] | None = None,
   learning_rates: Sequence[float] | None = None,
   **options: Any,
 ) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def provenance(
     run_dir: the run; paths of sources are stored relative to it.
     sources: pairs (<run>/checkpoints/<step>/<item>, coefficient), oldest
       first; the mean of an interval before the parameters at its end.
+    steps: of the sources; None = the names of their folders.
     method: what chose the coefficients: name, shape, floor, grid, ...
     learning_rates: used in the block that ends with each source; adds the
       effective learning rate of the merge, multiplier * learning_rate.
@@ -46,14 +49,15 @@ def provenance(
   rows = []
   for i, (path, coefficient) in enumerate(sources):
     path = pathlib.Path(path)
-    step = path.parent.name
+    name = path.parent.name
+    step = int(name) if name.isdecimal() else None
     row = {
       'path': os.path.relpath(path, run_dir),
-      'step': int(step) if step.isdecimal() else None,
+      'step': steps[i] if steps else step,
       'item': path.name,
       'coefficient': float(coefficient),
       'multiplier': multipliers[i],
-      'sha256': _sha256(path),
+      'sha256': plan.open_item(path, made_with.tree).digest(),
     }
     if learning_rates is not None:
       row['learning_rate'] = float(learning_rates[i])
@@ -72,50 +76,71 @@ def provenance(
 
 
 def write(
-  run_dir: Path,
-  name: str,
-  *,
-  sources: Sources,
-  provenance: Mapping[str, Any],
-  before_commit: Callable[[pathlib.Path], None] | None = None,
-  **options: Any,
+  run_dir: Path, name: str, *, sources: Sources, **options: Any
 ) -> pathlib.Path:
   """Writes <run_dir>/merged/<name>/{params,merge.json} and returns its path.
 
-  Args:
-    run_dir: the run.
-    name: of the merge.
-    sources, **options: as for `stream.merge`.
-    provenance: the content of merge.json.
-    before_commit: called with the unfinished directory when all is read and
-      written: it may add files; what it raises leaves no result.
+  Arguments and errors are those of `write_at`, and:
 
   Raises:
-    ValueError: a name that is not a plain file name; as `stream.merge`.
+    ValueError: a name that is not a plain file name.
   """
   if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.=+-]*', name):
     raise ValueError(
       f"name='{name}' must be a plain file name: letters, digits and _ . = + -."
     )
   out = pathlib.Path(run_dir) / 'merged' / name
-  text = json.dumps(provenance, indent=2) + '\n'
-  with atomic.directory(out) as temporary:
-    (temporary / 'params').mkdir()
-    stream.write_item(sources, temporary / 'params', **options)
-    (temporary / 'merge.json').write_text(text)
-    if before_commit:
-      before_commit(temporary)
+  write_at(out, 'params', sources=sources, **options)
   return out
 
 
-def _sha256(item):
-  """Hashes an item's metadata; the manifest names every block of its data."""
-  digest = hashlib.sha256()
-  for file in ('_METADATA', 'manifest.ocdbt'):
-    path = item / file
-    if path.is_file():
-      digest.update(path.read_bytes())
-  return digest.hexdigest()
+def write_at(
+  out: pathlib.Path,
+  item: str,
+  *,
+  sources: Sources,
+  provenance: Mapping[str, Any],
+  after_part: Callable[[pathlib.Path], None] | None = None,
+  before_commit: Callable[[pathlib.Path], None] | None = None,
+  group: Group = _ALONE,
+  **options: Any,
+) -> None:
+  """Writes <out>/<item> and <out>/merge.json, together or not at all.
+
+  Args:
+    out: directory to create.
+    item: of the result in it; '' = the result is `out` itself.
+    sources, **options: as for `stream.merge`.
+    provenance: the content of merge.json.
+    after_part, before_commit: called with the unfinished directory, by every
+      process after its part, by the first when all is written: they may add
+      files; what they raise leaves no result.
+    group: the processes that share the work.
+
+  Raises:
+    ValueError: as `stream.merge`.
+  """
+  text = json.dumps(provenance, indent=2) + '\n'
+
+  def part(folder):
+    done = stream.write_part(
+      sources, folder / item, (group.index, group.count), **options
+    )
+    if after_part:
+      after_part(folder)
+    return done
+
+  def finish(folder, done):
+    done()
+    (folder / 'merge.json').write_text(text)
+    if before_commit:
+      before_commit(folder)
+    return ''
+
+  with atomic.directory(out, group) as temporary:
+    (temporary / item).mkdir(exist_ok=True)
+    done = group.together(lambda: part(temporary))
+    group.first(lambda: finish(temporary, done))
 
 
 def _versions():

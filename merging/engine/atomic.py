@@ -8,36 +8,55 @@ import shutil
 import socket
 from collections.abc import Iterator
 
+from merging.engine.group import Group
+
+_ALONE = Group()
+
 
 @contextlib.contextmanager
-def directory(out: str | pathlib.Path) -> Iterator[pathlib.Path]:
+def directory(
+  out: str | pathlib.Path, group: Group = _ALONE
+) -> Iterator[pathlib.Path]:
   """Yields a temporary directory beside `out` that becomes `out` at the end.
 
   An exception removes it. What a killed process left is removed by the next
-  write of the same `out` on the same machine.
+  write of the same `out` on the same machine. In a group all processes get the
+  same directory, and process 0 makes, renames and removes it; inside, errors
+  must be raised on all (`Group.together`).
 
   Raises:
     ValueError: `out` exists.
   """
-  out = pathlib.Path(out).absolute()
+  out, made = pathlib.Path(out).absolute(), []
+  temporary = pathlib.Path(group.first(lambda: str(_make(out, made))))
+  try:
+    yield temporary
+    group.first(lambda: _commit(temporary, out))
+  except BaseException:
+    if group.index == 0:
+      shutil.rmtree(temporary, ignore_errors=True)
+      for parent in made:
+        with contextlib.suppress(OSError):
+          parent.rmdir()
+    raise
+
+
+def _make(out, made):
   _refuse(out)
-  made = [p for p in out.parents if not p.exists()]
+  made += [p for p in out.parents if not p.exists()]
   out.parent.mkdir(parents=True, exist_ok=True)
   prefix = f'.{out.name}.tmp-{socket.gethostname()}-'
   _remove_left_behind(out.parent, prefix)
   token = secrets.token_hex(4)
   temporary = out.parent / f'{prefix}{os.getpid()}-{token}'
   temporary.mkdir()
-  try:
-    yield temporary
-    _refuse(out)
-    temporary.rename(out)
-  except BaseException:
-    shutil.rmtree(temporary, ignore_errors=True)
-    for parent in made:
-      with contextlib.suppress(OSError):
-        parent.rmdir()
-    raise
+  return temporary
+
+
+def _commit(temporary, out):
+  _refuse(out)
+  temporary.rename(out)
+  return ''
 
 
 def _refuse(out):

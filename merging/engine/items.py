@@ -1,14 +1,17 @@
 """Arrays of an Orbax item directory, opened one by one without a device.
 
-An item is what `ocp.args.StandardSave` writes: `_METADATA` names the leaves,
-the arrays are zarr (version 2 or 3), in one OCDBT store or in plain files.
+An item is what Orbax writes for one tree, by whatever program: `_METADATA`
+names the leaves, the arrays are zarr (version 2 or 3), in one OCDBT store or
+in plain files. The result is written as Orbax's defaults do.
 """
 
 import ast
+import hashlib
 import json
+import math
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import tensorstore as ts
 
@@ -18,6 +21,7 @@ _CONTEXT = {
   'file_io_concurrency': {'limit': 4},
   'data_copy_concurrency': {'limit': 2},
 }
+_CHUNK = 16 << 20  # bytes of a chunk of the result: later merges stream it
 FLOATS = ('float32', 'bfloat16', 'float16', 'float64')
 
 
@@ -42,14 +46,139 @@ def metadata(path: pathlib.Path) -> dict[str, Any]:
   return found
 
 
-def leaves(meta: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-  """Returns {name of the array: its key path}, without empty nodes."""
+def leaves(
+  meta: Mapping[str, Any], tree: tuple[str, ...] = ()
+) -> dict[str, tuple[str, ...]]:
+  """Returns {name of the array: its key path} below `tree`, in their order."""
   paths = (
     ast.literal_eval(key)
     for key, value in meta['tree_metadata'].items()
     if not value['value_metadata']['skip_deserialize']
   )
-  return {'.'.join(p): p for p in paths}
+  return {'.'.join(p): p for p in paths if p[: len(tree)] == tree}
+
+
+class Array(NamedTuple):
+  """One leaf of one checkpoint: read(slices) returns a future of an array."""
+
+  shape: tuple[int, ...]
+  dtype: ts.dtype
+  chunk: tuple[int, ...]  # what cannot be read in parts
+  read: Callable[[tuple[slice, ...]], Any]
+
+
+class Item:
+  """An Orbax item, or the part of it below `tree`.
+
+  Raises:
+    ValueError: `path` is not a readable item, or has nothing below `tree`.
+  """
+
+  def __init__(self, path: pathlib.Path, tree: str = '') -> None:
+    self.path = path
+    self._meta = metadata(path)
+    self._tree = tuple(tree.split('.')) if tree else ()
+    self.leaves = leaves(self._meta, self._tree)
+    if not self.leaves:
+      top = sorted({p[0] for p in leaves(self._meta).values()})
+      raise ValueError(
+        f"'{path}' has no leaf below '{tree}'; its tree begins with: "
+        f'{", ".join(top) or "nothing"}.'
+      )
+
+  def open(self, name: str, limits: ts.Context) -> Array:
+    array = open_leaf(self.path, self._meta, name, limits)
+    chunk = array.chunk_layout.read_chunk.shape or ()
+    chunk = tuple(
+      max(min(c, n), 1) for c, n in zip(chunk, array.shape, strict=True)
+    )
+    read = lambda index: array[index].read()
+    return Array(array.shape, array.dtype, chunk, read)
+
+  def digest(self) -> str:
+    """Returns a SHA-256 that names the content, without reading all of it.
+
+    Hashed are the tree and the manifest, which names every block of data by a
+    random number; without a manifest, all files.
+    """
+    found = [self.path / 'manifest.ocdbt']
+    if not found[0].is_file():
+      found = [p for p in self.path.rglob('*') if p.is_file()]
+    sha = hashlib.sha256()
+    for path in sorted({self.path / '_METADATA', *found}):
+      sha.update(f'{path.relative_to(self.path)}\0'.encode())
+      with path.open('rb') as f:
+        sha.update(hashlib.file_digest(f, 'sha256').digest())
+    return sha.hexdigest()
+
+  def writer(
+    self, out: pathlib.Path, dtype: str | None, part: tuple[int, int]
+  ) -> 'Writer':
+    del dtype  # is in each array
+    return Writer(self, out, part, context())
+
+  def write_metadata(self, out: pathlib.Path) -> None:
+    write_metadata(out, self._meta, self._tree)
+
+
+class Writer:
+  """Writes one process's part of an item; `finish` joins the parts."""
+
+  def __init__(self, like, out, part, limits):
+    self._like, self._out, self._part, self._limits = like, out, part, limits
+    self._place = out / _part_name(part[0]) if part[1] > 1 else out
+    self._place.mkdir(exist_ok=True)
+    self._leaves: dict[str, ts.TensorStore] = {}
+
+  def create(
+    self,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    chunk: tuple[int, ...],
+  ) -> None:
+    self._leaves[name] = create_leaf(
+      self._place,
+      name,
+      shape=shape,
+      dtype=dtype,
+      chunk=_split(chunk, ts.dtype(dtype).numpy_dtype.itemsize),
+      limits=self._limits,
+    )
+
+  def write(self, name: str, index: tuple[slice, ...], block: Any) -> Any:
+    """Starts to write a block; returns a future."""
+    return self._leaves[name][index].write(block)
+
+  def finish(self) -> None:
+    """Called once, when all processes have written their parts."""
+    if self._part[1] > 1:
+      whole = _open_store(self._out, self._limits)
+      for i in range(self._part[1]):
+        part = _open_store(self._out / _part_name(i), self._limits)
+        # Refers to the data of the part, which stays where it is.
+        part.experimental_copy_range_to(whole).result()
+    self._like.write_metadata(self._out)
+
+
+def _part_name(i):
+  return f'ocdbt.process_{i}'
+
+
+def _open_store(path, limits):
+  base = {'driver': 'file', 'path': f'{path}/'}
+  spec = {'driver': 'ocdbt', 'base': base}
+  return ts.KvStore.open(spec, context=limits).result()
+
+
+def _split(chunk, itemsize):
+  """Returns an even part of a chunk of at most _CHUNK bytes."""
+  chunk = list(chunk)
+  for axis, n in enumerate(chunk):
+    parts = -(-math.prod(chunk) * itemsize // _CHUNK)
+    d = next(d for d in range(min(parts, n), n + 1) if n % d == 0)
+    chunk[axis] = n // d
+  return tuple(chunk)
 
 
 def open_leaf(
@@ -92,20 +221,25 @@ def create_leaf(
   return ts.open(spec, create=True, context=limits).result()
 
 
-def write_metadata(path: pathlib.Path, like: Mapping[str, Any]) -> None:
-  """Writes `_METADATA` with the tree of another item.
+def write_metadata(
+  path: pathlib.Path, like: Mapping[str, Any], tree: tuple[str, ...] = ()
+) -> None:
+  """Writes `_METADATA` with the tree of another item, or the part below `tree`.
 
   The type is numpy's: jax.Array would tie the item to the devices that wrote
   it. A restore with abstract arrays gives jax.Array on any devices.
   """
-  tree = json.loads(json.dumps(like['tree_metadata']))
-  for node in tree.values():
-    value = node['value_metadata']
+  found = {}
+  for key, node in like['tree_metadata'].items():
+    if ast.literal_eval(key)[: len(tree)] != tree:
+      continue
+    value = dict(node['value_metadata'])
     if not value['skip_deserialize']:
       value['value_type'] = 'np.ndarray'
       value.pop('write_shape', None)
+    found[key] = {**node, 'value_metadata': value}
   content = {
-    'tree_metadata': tree,
+    'tree_metadata': found,
     'use_ocdbt': True,
     'use_zarr3': False,
     'store_array_data_equal_to_fill_value': True,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from merging.engine import items
+from merging.engine import items, safetensors
 
 Path = str | pathlib.Path
 Sources = Sequence[tuple[Path, float]]  # (item directory, coefficient)
@@ -24,8 +24,9 @@ class Options(NamedTuple):
 
   accumulate: str = 'float32'
   dtype: str | None = None
-  max_bytes: int = 256 << 20
+  max_bytes: int = 1 << 30
   observe: Observer | None = None
+  tree: str = ''
 
 
 class Plan(NamedTuple):
@@ -33,7 +34,7 @@ class Plan(NamedTuple):
 
   paths: list[pathlib.Path]
   coefficients: list[float]
-  metas: list[dict[str, Any]]
+  items: list[items.Item | safetensors.Folder]
   options: Options
   limits: ts.Context
 
@@ -46,7 +47,7 @@ class Leaf(NamedTuple):
   dtype: str  # of the result
   sum_dtype: np.dtype
   chunk: tuple[int, ...]
-  arrays: list[ts.TensorStore]
+  arrays: list[items.Array]
 
 
 def plan(sources: Sources, options: Options) -> Plan:
@@ -66,9 +67,24 @@ def plan(sources: Sources, options: Options) -> Plan:
   total = math.fsum(coefficients)
   if not abs(total - 1) <= 1e-9:
     raise ValueError(f'the coefficients sum to {total!r}, not to 1.')
-  metas = [items.metadata(p) for p in paths]
-  _check_leaves(paths, metas)
-  return Plan(paths, coefficients, metas, options, items.context())
+  opened = [open_item(p, options.tree) for p in paths]
+  _check_leaves(paths, opened)
+  return Plan(paths, coefficients, opened, options, items.context())
+
+
+def open_item(
+  path: pathlib.Path, tree: str = ''
+) -> items.Item | safetensors.Folder:
+  """Opens a checkpoint of either format.
+
+  Raises:
+    ValueError: `path` is neither, or a `tree` in a format without one.
+  """
+  if not safetensors.found(path):
+    return items.Item(path, tree)
+  if tree:
+    raise ValueError(f"'{path}' is safetensors, which has no tree '{tree}'.")
+  return safetensors.Folder(path)
 
 
 def leaves(plan: Plan) -> Iterator[Leaf]:
@@ -77,7 +93,7 @@ def leaves(plan: Plan) -> Iterator[Leaf]:
   Raises:
     ValueError: shapes or dtypes that differ or cannot be averaged.
   """
-  for name in items.leaves(plan.metas[0]):
+  for name in plan.items[0].leaves:
     yield _open(plan, name)
 
 
@@ -88,9 +104,8 @@ def named(path: pathlib.Path, name: str, done: str = 'read') -> Iterator[None]:
     yield
   except (ValueError, OSError) as e:
     reason = str(e).split(' [', 1)[0]
-    raise ValueError(
-      f"leaf '{name}' of '{path}' cannot be {done}: {reason}"
-    ) from e
+    leaf = 'a leaf' if name == 'all' else f"leaf '{name}'"
+    raise ValueError(f"{leaf} of '{path}' cannot be {done}: {reason}") from e
 
 
 def _check_options(options):
@@ -113,10 +128,11 @@ def _age(pair):
   return (int(step) if step.isdecimal() else -1, str(pair[0]))
 
 
-def _check_leaves(paths, metas):
-  first = items.leaves(metas[0])
-  for path, meta in zip(paths, metas, strict=True):
-    different = {*items.leaves(meta)} ^ {*first}
+def _check_leaves(paths, opened):
+  for path, item in zip(paths, opened, strict=True):
+    if type(item) is not type(opened[0]):
+      raise ValueError(f"'{paths[0]}' and '{path}' have different formats.")
+    different = {*item.leaves} ^ {*opened[0].leaves}
     if different:
       name = sorted(different)[0]
       raise ValueError(
@@ -126,9 +142,9 @@ def _check_leaves(paths, metas):
 
 def _open(plan, name):
   arrays = []
-  for path, meta in zip(plan.paths, plan.metas, strict=True):
+  for path, item in zip(plan.paths, plan.items, strict=True):
     with named(path, name):
-      arrays.append(items.open_leaf(path, meta, name, plan.limits))
+      arrays.append(item.open(name, plan.limits))
     a, b = arrays[0], arrays[-1]
     if (a.shape, a.dtype) != (b.shape, b.dtype):
       raise ValueError(
@@ -147,13 +163,6 @@ def _open(plan, name):
     plan.options.dtype or kind.name,
     np.promote_types(plan.options.accumulate, kind.numpy_dtype),
     # With the largest chunk as the block none is decoded more than once.
-    max((_chunk(a) for a in arrays), key=math.prod),
+    max((a.chunk for a in arrays), key=math.prod),
     arrays,
-  )
-
-
-def _chunk(array):
-  chunk = array.chunk_layout.read_chunk.shape or ()
-  return tuple(
-    max(min(c, n), 1) for c, n in zip(chunk, array.shape, strict=True)
   )
