@@ -32,7 +32,7 @@ def ademamix(
   slow, weight = b3, alpha
   if warmup_steps:
     slow = _half_life_schedule(b1, b3, warmup_steps)
-    weight = optax.linear_schedule(0.0, alpha, warmup_steps)
+    weight = lambda count: alpha * _part(count, warmup_steps)
   return descend(
     optax.contrib.scale_by_ademamix(b1, b2, slow, weight, eps),
     learning_rate,
@@ -47,9 +47,14 @@ def _half_life_schedule(start, end, steps):
   """Interpolates the half-life of a decay linearly (equation 4)."""
 
   def schedule(count):
-    part = jnp.minimum(count / steps, 1.0)
+    part = _part(count, steps)
     half = lambda b: jnp.log(0.5) / jnp.log(b) - 1
     life = (1 - part) * half(start) + part * half(end)
     return 0.5 ** (1 / (life + 1))
 
   return schedule
+
+
+def _part(count, steps):
+  """How much of the warm-up is over; the first update has 1 / steps."""
+  return jnp.minimum((count + 1) / steps, 1.0)

@@ -60,7 +60,7 @@ def test_warmup_of_ademamix():
   tx = ademamix(0.1, warmup_steps=steps, b3=0.99, alpha=4.0, decay='none')
   m1, m2, v, want = 0, 0, 0, []
   for t, g in enumerate(grads):
-    part = min(t / steps, 1)
+    part = min((t + 1) / steps, 1)
     half = lambda b: np.log(0.5) / np.log(b) - 1
     b3 = 0.5 ** (1 / ((1 - part) * half(0.9) + part * half(0.99) + 1))
     m1, m2 = 0.9 * m1 + 0.1 * g, b3 * m2 + (1 - b3) * g
