@@ -4,12 +4,14 @@
 # The first of these that works and is at least 3.11 makes .venv.
 PYTHON := python3.13 python3.12 python3.11 python3
 ARGS :=
+PEERS :=
 VENV := .venv/bin/python
 WORKS := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 
 help:
 	@echo 'make demo             train, emulate decays, compare: 5 minutes on a CPU'
 	@echo 'make test [ARGS=...]  the tests; ARGS goes to pytest'
+	@echo 'make bench [PEERS=...] speed, as ratios; PEERS has nanodo and nanoGPT'
 	@echo 'make lint             ruff: style and format'
 	@echo 'make clean            remove .venv and caches, keep runs/'
 	@echo 'make ... PYTHON=/path/to/python3   of another Python >= 3.11'
@@ -28,6 +30,16 @@ demo: .venv/installed
 
 test: .venv/installed-test
 	@$(VENV) -m pytest -n auto --maxprocesses=4 --dist=loadfile $(ARGS)
+
+# The CPU set, under 20 minutes on 2 cores; add what needs more by hand.
+bench: .venv/installed-test
+	$(call run,benchmarks.peers --peer_dir='$(PEERS)')
+	$(call run,benchmarks.step_cpu --repetitions=5)
+	$(call run,benchmarks.data)
+	$(call run,benchmarks.optimizers)
+	$(call run,benchmarks.checkpoints)
+	$(call run,benchmarks.scaling)
+	$(call run,benchmarks.schedules)
 
 lint: .venv/installed-test
 	@$(VENV) -m ruff check
@@ -60,4 +72,4 @@ define install
 	@touch $@
 endef
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test bench lint clean

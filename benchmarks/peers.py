@@ -1,0 +1,256 @@
+r"""Training steps on this machine beside nanodo and nanoGPT.
+
+  python -m benchmarks.peers --peer_dir=PEERS [--sizes=tiny,small]
+
+PEERS has checkouts `nanodo` (google-deepmind) and `nanoGPT` (karpathy, needs
+torch); what is missing there is named and left out. Each contender is a process
+of its own that stays alive: the turns alternate, so that other work on the
+machine hits all alike. `first` is the time from the start of the process to the
+first loss, with what the compilation cache has (run twice for a warm cache).
+
+All take AdamW steps on random tokens in float32 on a CPU, in bfloat16 on a GPU,
+with the same depth, width, heads and feed-forward width. Ours has SwiGLU, so a
+third matrix in each feed-forward layer, and rotary positions: FLOP/s counts
+6 per matrix parameter and token, and the attention products.
+"""
+
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+from absl import flags
+from rich import table
+from rich.console import Console
+
+from launch import cli
+
+ROOT = pathlib.Path(__file__).parents[1]
+_PEER_DIR = flags.DEFINE_string('peer_dir', '', 'folder of the checkouts')
+_SIZES = flags.DEFINE_list('sizes', ['tiny', 'small'], 'of configs/sizes.py')
+_TURNS = flags.DEFINE_integer('turns', 5, 'of each contender')
+_SECONDS = flags.DEFINE_float('seconds', 5.0, 'of each turn')
+_CONTENDER = flags.DEFINE_string('contender', '', 'internal: one contender')
+
+
+def lmopt(config):
+  """The step of launch.train: optimizer, schedule, clipping, mean, metrics."""
+  from lm import loop, step
+
+  built = loop.build(config)
+  state, traced = built.init(), step.floats(config)
+
+  def take(tokens_BS):
+    nonlocal state
+    state, metrics = built.train_step(state, tokens_BS, traced)
+    return metrics['train/loss']
+
+  return take
+
+
+def nanodo(config):
+  """google-deepmind/nanodo's model and loss with Optax's AdamW."""
+  import jax
+  import jax.numpy as jnp
+  import optax
+  from nanodo import model
+
+  c = config.model
+  dtype = jnp.dtype(c.dtype)
+  module = model.TransformerDo(
+    model.DoConfig(
+      D=c.d_model, H=c.num_heads, L=config.seq_len, N=c.num_layers,
+      V=c.vocab_size, F=c.d_ff, dtype=dtype,
+    )
+  )  # fmt: skip
+  tx = optax.adamw(1e-3)
+
+  def objective(params, tokens_BS):
+    logits = module.apply(params, tokens_BS[:, :-1])
+    nll = optax.softmax_cross_entropy_with_integer_labels(
+      logits, tokens_BS[:, 1:]
+    )
+    return nll.mean()
+
+  @jax.jit
+  def init(key):
+    params = module.init(key, jnp.zeros((1, config.seq_len), jnp.int32))
+    params = jax.tree.map(
+      lambda x: getattr(x, 'value', x),
+      params,
+      is_leaf=lambda x: hasattr(x, 'value') and hasattr(x, 'names'),
+    )
+    return params, tx.init(params)
+
+  def step(state, tokens_BS):
+    params, moments = state
+    value, grads = jax.value_and_grad(objective)(params, tokens_BS)
+    updates, moments = tx.update(grads, moments, params)
+    return (optax.apply_updates(params, updates), moments), value
+
+  step = jax.jit(step, donate_argnums=0)
+  state = init(jax.random.key(0))
+
+  def take(tokens_BS):
+    nonlocal state
+    state, value = step(state, tokens_BS)
+    return value
+
+  return take
+
+
+def nanogpt(config, compiled):
+  """karpathy/nanoGPT's model and optimizer, eager or compiled."""
+  import torch
+  from model import GPT, GPTConfig
+
+  c = config.model
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  net = GPT(
+    GPTConfig(
+      block_size=config.seq_len, vocab_size=c.vocab_size, n_layer=c.num_layers,
+      n_head=c.num_heads, n_embd=c.d_model, bias=False,
+    )
+  ).to(device)  # fmt: skip
+  tx = net.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device)
+  half = torch.autocast(device, torch.bfloat16, enabled=device == 'cuda')
+  run = torch.compile(net) if compiled else net
+
+  def take(tokens_BS):
+    tokens = torch.from_numpy(tokens_BS.astype(np.int64)).to(device)
+    with half:
+      _, value = run(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+    value.backward()
+    torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    tx.step()
+    tx.zero_grad(set_to_none=True)
+    return value.item()
+
+  return take
+
+
+CONTENDERS = {
+  'lmopt': (lmopt, ''),
+  'lmopt, huge pages': (lmopt, ''),
+  'nanodo': (nanodo, 'nanodo'),
+  'nanoGPT eager': (lambda c: nanogpt(c, False), 'nanoGPT'),
+  'nanoGPT compiled': (lambda c: nanogpt(c, True), 'nanoGPT'),
+}
+
+
+def contend(name: str, size: str, seconds: float) -> None:
+  """Says that it is ready, then answers each line with a rate."""
+  from configs import base
+
+  config = base.get_config(f'size={size}')
+  tokens_BS = np.random.default_rng(0).integers(
+    256, size=(config.batch_size, config.seq_len + 1), dtype=np.int32
+  )
+  take = CONTENDERS[name][0](config)
+  print(f'ready {float(take(tokens_BS))}', flush=True)
+  for _ in sys.stdin:
+    steps, begin = 0, time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+      float(take(tokens_BS))
+      steps += 1
+    rate = steps * tokens_BS[:, 1:].size / (time.perf_counter() - begin)
+    print(rate, flush=True)
+
+
+def flops_per_token(config, matrices: int) -> float:
+  """6 per parameter of the matrices and the head, 6 T D per layer (causal)."""
+  c = config.model
+  layer = 4 * c.d_model**2 + matrices * c.d_model * c.d_ff
+  weights = c.num_layers * layer + c.vocab_size * c.d_model
+  return 6 * (weights + c.num_layers * config.seq_len * c.d_model)
+
+
+class Process:
+  """A contender that runs, and how long it took to its first loss."""
+
+  def __init__(self, name: str, size: str):
+    folder = pathlib.Path(_PEER_DIR.value) / CONTENDERS[name][1]
+    path = [str(ROOT), *([str(folder)] if CONTENDERS[name][1] else [])]
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(path)}
+    cache = ROOT / '.cache' / 'jax' / 'peers'
+    environment['JAX_COMPILATION_CACHE_DIR'] = str(cache)
+    environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+    if 'huge' in name:
+      environment['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
+    begin = time.perf_counter()
+    self._process = subprocess.Popen(
+      [sys.executable, '-m', 'benchmarks.peers', f'--contender={name}',
+       f'--sizes={size}', f'--seconds={_SECONDS.value}'],
+      env=environment, text=True, stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    self.ready = self._line().startswith('ready')
+    self.first = time.perf_counter() - begin
+
+  def _line(self) -> str:
+    for line in self._process.stdout:
+      if line.startswith('ready') or line[:1].isdigit():
+        return line
+    return ''
+
+  def turn(self) -> float:
+    self._process.stdin.write('go\n')
+    self._process.stdin.flush()
+    return float(self._line())
+
+  def stop(self) -> None:
+    self._process.stdin.close()
+    self._process.wait()
+
+
+def compare(size: str, names: list[str], turns: int) -> table.Table:
+  from configs import base
+
+  config = base.get_config(f'size={size}')
+  running = {name: Process(name, size) for name in names}
+  for name in [n for n, p in running.items() if not p.ready]:
+    print(f'{size}: {name} did not start; left out')
+    running.pop(name).stop()
+  rates = {name: [] for name in running}
+  for _ in range(turns):
+    for name, process in running.items():
+      rates[name].append(process.turn())
+  for process in running.values():
+    process.stop()
+  out = table.Table(
+    size, 'tokens/s', 'min .. max', 'lmopt / it', 'GFLOP/s', 'first, s'
+  )
+  for name, values in rates.items():
+    ratios = [a / b for a, b in zip(rates['lmopt'], values, strict=True)]
+    flops = flops_per_token(config, 3 if 'lmopt' in name else 2)
+    middle = statistics.median(values)
+    out.add_row(
+      name,
+      f'{middle:,.0f}',
+      f'{min(values):,.0f} .. {max(values):,.0f}',
+      f'{statistics.median(ratios):.2f}',
+      f'{middle * flops / 1e9:,.0f}',
+      f'{running[name].first:.1f}',
+    )
+  return out
+
+
+def main() -> None:
+  if _CONTENDER.value:
+    contend(_CONTENDER.value, _SIZES.value[0], _SECONDS.value)
+    return
+  names = []
+  for name, (_, folder) in CONTENDERS.items():
+    if folder and not (pathlib.Path(_PEER_DIR.value) / folder).is_dir():
+      print(f"{name}: no folder '{folder}' in --peer_dir; left out")
+    else:
+      names.append(name)
+  for size in _SIZES.value:
+    Console().print(compare(size, names, _TURNS.value))
+
+
+if __name__ == '__main__':
+  cli.run(main)
