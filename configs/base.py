@@ -29,6 +29,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.learning_rate = 3e-3  # peak; the schedule multiplies it
   c.optimizer = spec.spec('optimizers', choice['optimizer'])
   c.schedule = spec.spec('schedules', choice['schedule'])
+  c.normalize_decay = False  # weight_decay / sqrt(num_steps): 1711.05101, B.1
   c.follow = ''  # 'weight_decay=0,b1=0.95': at multiplier 0 (lm/follow.py)
   c.clip_norm = 1.0  # global l2 norm of the gradient; 0 = no clipping
   c.z_loss = 0.0  # weight of mean(logsumexp(logits)^2); 1e-4 is typical

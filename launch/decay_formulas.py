@@ -1,8 +1,8 @@
 """Measures what each optimizer and decay mode subtracts from a parameter x.
 
 Nothing is looked up. One step with a zero gradient is taken at several learning
-rates (lr), peaks and weight decays (wd), and the exponents are fitted; then one
-step with a gradient shows whether the decay is masked.
+rates (lr), peaks and weight decays (wd), and the exponents are fitted. For the
+modes that mask the decay, steps with a gradient and without one show where.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import spec
-from optimizers.parts import decay, roles
+from optimizers.parts import decay, decay_masks, roles
 
 _BASE = {'lr': 0.01, 'peak': 0.04, 'wd': 0.25}
 _LEAVES = {
@@ -22,24 +22,41 @@ _LEAVES = {
   'embeddings, head': roles.Axes(('', ''), 'embedding', (0,), (1,)),
   'norm scales': roles.infer((6,)),
 }
+FORMULAS = tuple(m for m in decay.MODES if m not in decay_masks.MODES)
 
 
 def table(names: Sequence[str] = ()) -> str:
-  """Returns the markdown table over all optimizers, or those, and modes."""
+  """Returns two markdown tables: modes with a formula, and masked modes."""
   names = list(names) or spec.names('optimizers')
   groups = {}  # (kinds of parameters, entries) -> optimizers that share them
   for name in names:
-    entries = [formulas(name, mode) for mode in decay.MODES]
+    entries = [formulas(name, mode) for mode in FORMULAS]
     kinds = {}
     for leaf in _LEAVES:
       kinds.setdefault(tuple(e[leaf] for e in entries), []).append(leaf)
     for row, leaves in kinds.items():
       groups.setdefault((', '.join(leaves), row), []).append(name)
-  lines = [('optimizer', 'parameters', *decay.MODES)]
-  lines.append(tuple('---' for _ in lines[0]))
+  lines = [('optimizer', 'parameters', *FORMULAS)]
   for (leaves, row), sharing in sorted(groups.items(), key=lambda x: x[1]):
-    who = 'all' if sharing == names else ', '.join(sharing)
-    lines.append((who, leaves, *row))
+    lines.append((_who(sharing, names), leaves, *row))
+  return f'{_markdown(lines)}\n\n{_masks(names)}'
+
+
+def _masks(names):
+  lines = [('decay', "as 'decoupled', but only where")]
+  for mode in decay_masks.MODES:
+    found = [masks(name, mode) for name in names]
+    words = set.intersection(*found) or {'differs between optimizers'}
+    lines.append((mode, ' or '.join(sorted(words))))
+  return _markdown(lines)
+
+
+def _who(sharing, names):
+  return 'all' if sharing == names else ', '.join(sharing)
+
+
+def _markdown(lines):
+  lines.insert(1, tuple('---' for _ in lines[0]))
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
@@ -48,17 +65,44 @@ def formulas(name: str, mode: str) -> dict[str, str]:
   step = _stepper(name)
   base = step(0.0, **_BASE)[mode]
   doubled = {k: step(0.0, **{**_BASE, k: 2 * _BASE[k]})[mode] for k in _BASE}
-  moved = step(1.0, **_BASE)
-  found = {}
-  for leaf in _LEAVES:
-    x = np.asarray(_params()[leaf])
-    formula = _fit(x, base[leaf], {k: v[leaf] for k, v in doubled.items()})
-    aligned = np.sign(moved['none'][leaf]) * np.sign(x) >= 0
-    masked = np.abs(moved[mode][leaf] - moved['none'][leaf]) < 1e-9
-    if mode != 'coupled' and not masked.all() and (masked == ~aligned).all():
-      formula += ' where u x >= 0'
-    found[leaf] = formula
-  return found
+  return {
+    leaf: _fit(
+      np.asarray(_params()[leaf]),
+      base[leaf],
+      {k: v[leaf] for k, v in doubled.items()},
+    )
+    for leaf in _LEAVES
+  }
+
+
+# Of u (up to a positive factor), g and x.
+_MASKS = {
+  'u x >= 0': lambda u, g, x: u * x >= 0,
+  'u x > 0': lambda u, g, x: u * x > 0,
+  'g x >= 0': lambda u, g, x: g * x >= 0,
+  '<u, x> >= 0': lambda u, g, x: (u * x).sum() >= 0,
+}
+
+
+def masks(name: str, mode: str) -> set[str]:
+  """Returns all of _MASKS that a mode has, or 'at random' if it has none.
+
+  Seen on first steps with a gradient, the opposite one and none. Where u is the
+  sign of g they cannot be told apart: the table asks several optimizers.
+  """
+  found = set(_MASKS)
+  for size in (1.0, -1.0, 0.0):
+    moved = _stepper(name)(size, **_BASE)
+    for leaf, x in _params().items():
+      none = moved['none'][leaf]
+      plain, part = moved['decoupled'][leaf] - none, moved[mode][leaf] - none
+      on = np.abs(part) > np.abs(plain) / 2
+      if not np.allclose(part, np.where(on, plain, 0), rtol=0.01, atol=1e-7):
+        return {'another factor'}
+      if plain.any():
+        u_g_x = none, size * np.asarray(_noise()[leaf]), np.asarray(x)
+        found = {k for k in found if (_MASKS[k](*u_g_x) == on).all()}
+  return found or {'at random'}
 
 
 def _params():
@@ -68,12 +112,17 @@ def _params():
   return {k: jnp.asarray(away(s), jnp.float32) for k, s in shapes.items()}
 
 
+def _noise():
+  rng = np.random.default_rng(1)
+  return {
+    k: jnp.asarray(rng.normal(size=x.shape)) for k, x in _params().items()
+  }
+
+
 @functools.cache
 def _stepper(name):
   """Jits one step: what each mode subtracts from each kind of parameter."""
-  rng = np.random.default_rng(1)
-  params = _params()
-  noise = {k: jnp.asarray(rng.normal(size=x.shape)) for k, x in params.items()}
+  params, noise = _params(), _noise()
 
   @jax.jit
   def step(size, lr, peak, wd):

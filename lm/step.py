@@ -43,6 +43,16 @@ def multipliers(config: ConfigDict) -> np.ndarray:
   return np.asarray(jax.jit(jax.vmap(one))(steps), np.float64)
 
 
+def knobs(
+  config: ConfigDict, step: Any, traced: dict[str, Any]
+) -> dict[str, Any]:
+  """Returns the floats of the optimizer for the update that follows `step`."""
+  found = {**traced['optimizer'], **follow.floats(config, step, traced)}
+  if config.normalize_decay:
+    found['weight_decay'] = found['weight_decay'] / config.num_steps**0.5
+  return found
+
+
 def build_train(config: ConfigDict, model: Model) -> Callable[..., Any]:
   """Returns `train_step(state, tokens_BS, floats) -> (state, metrics)`.
 
@@ -59,8 +69,7 @@ def build_train(config: ConfigDict, model: Model) -> Callable[..., Any]:
     rate = traced['learning_rate'] * multiplier(
       config, state.step, traced['schedule']
     )
-    followed = follow.floats(config, state.step, traced)
-    traced = {**traced, 'optimizer': {**traced['optimizer'], **followed}}
+    traced = {**traced, 'optimizer': knobs(config, state.step, traced)}
     good = jnp.isfinite(cross_entropy) & jnp.isfinite(l2)
     update = lambda: _update(config, model, state, grads, l2, rate, traced)
     keep = lambda: (state.params, state.opt_state)
@@ -82,7 +91,7 @@ def build_train(config: ConfigDict, model: Model) -> Callable[..., Any]:
       'grad/l1': optax.tree.norm(grads, ord=1),
       'optim/lr': rate,
       'param/l2': optax.tree.norm(state.params),
-      **{f'optim/{k}': v for k, v in followed.items()},
+      **{f'optim/{k}': traced['optimizer'][k] for k in follow.parse(config)},
     }
     if config.log_nuclear_norm:
       metrics['grad/nuclear'] = norms.nuclear(grads, model.axes)

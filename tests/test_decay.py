@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from optimizers.adamw import adamw
-from optimizers.parts import decay, roles
+from optimizers.parts import decay, decay_masks, roles
 from optimizers.parts.decay import descend
 
 FLOAT32 = st.floats(-4, 4, width=32, allow_subnormal=False)
@@ -47,10 +47,13 @@ def test_each_mode_is_its_formula(x, u):
     'independent': lr / peak * wd * x,
     'corrected': lr * wd * lr / peak * x,
     'cautious': lr * wd * np.where(aligned, x, 0),
+    'cautious-strict': lr * wd * np.where(np.sign(x) * np.sign(u) > 0, x, 0),
+    'cautious-gradient': lr * wd * np.where(aligned, x, 0),  # here u = g
     'coupled': lr * wd * x,  # through a method that changes nothing
     'none': 0 * x,
   }
-  assert set(shrink) == set(decay.MODES)
+  tested_elsewhere = {'cautious-tensor', *decay_masks.RANDOM}
+  assert set(shrink) | tested_elsewhere == set(decay.MODES)
   for mode, value in shrink.items():
     want = -lr * u - value
     np.testing.assert_allclose(_step(mode, x, u), want, rtol=1e-6, atol=1e-6)
@@ -123,7 +126,8 @@ def test_mistakes():
     adamw(1e-3, decay='l2')
   assert str(e.value) == (
     "decay='l2' does not exist; legal: 'decoupled', 'independent', "
-    "'corrected', 'cautious', 'coupled', 'none'."
+    "'corrected', 'coupled', 'none', 'cautious', 'cautious-strict', "
+    "'cautious-gradient', 'cautious-tensor', 'random-matched', 'random:0.5'."
   )
   params = {'a': jnp.ones((2, 2))}
   wrong = {'a': roles.infer((2,))}

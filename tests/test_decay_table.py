@@ -8,15 +8,22 @@ import pytest
 
 from launch import decay_formulas
 from lm import spec
-from optimizers.parts import decay
+from optimizers.parts import decay_masks
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 EXPECTED = {
   'decoupled': 'lr wd x',
   'independent': 'lr/peak wd x',
   'corrected': 'lr^2/peak wd x',
-  'cautious': 'lr wd x where u x >= 0',
   'none': '0',
+}
+MASKS = {
+  'cautious': 'u x >= 0',
+  'cautious-strict': 'u x > 0',
+  'cautious-gradient': 'g x >= 0',
+  'cautious-tensor': '<u, x> >= 0',
+  'random-matched': 'at random',
+  'random:0.5': 'at random',
 }
 
 
@@ -24,15 +31,16 @@ def test_the_readme_has_the_measured_table():
   """Of the optimizers that it names: a new file needs no other edit."""
   text = README.read_text()
   block = text.split('<!-- decay table -->')[1].split('<!-- end -->')[0]
-  first = [line.split('|')[1] for line in block.strip().splitlines()[2:]]
-  named = {name.strip() for cell in first for name in cell.split(',')} - {'all'}
+  first = [line.split('|')[1] for line in block.splitlines() if line]
+  named = {name.strip() for cell in first for name in cell.split(',')}
+  named &= set(spec.names('optimizers'))
   assert {'adamw', 'lion', 'muon', 'signum'} < named
   assert block.strip() == decay_formulas.table(sorted(named)), (
     'Paste the output of `python -m launch.decay_table` into README.md.'
   )
 
 
-@pytest.mark.parametrize('mode', decay.MODES)
+@pytest.mark.parametrize('mode', decay_formulas.FORMULAS)
 @pytest.mark.parametrize('name', spec.names('optimizers'))
 def test_zero_gradient(name, mode):
   """Matrices as in the table; the rest may have its own ratio of lr."""
@@ -44,6 +52,13 @@ def test_zero_gradient(name, mode):
   assert found['matrices'] == EXPECTED[mode]
   rest = re.sub(r'^[0-9.]+ ', '', found['embeddings, head'])
   assert rest == EXPECTED[mode]
+
+
+@pytest.mark.parametrize('mode', decay_masks.MODES)
+@pytest.mark.parametrize('name', spec.names('optimizers'))
+def test_masks(name, mode):
+  """Only methods whose u is no elementwise function of g tell u from g."""
+  assert MASKS[mode] in decay_formulas.masks(name, mode)
 
 
 def test_it_measures(monkeypatch):
@@ -60,3 +75,15 @@ def test_it_measures(monkeypatch):
   assert (
     decay_formulas.formulas('adamw', 'decoupled')['matrices'] == '2 lr^2 wd x'
   )
+  assert decay_formulas.masks('muon', 'cautious') != {'at random'}
+  monkeypatch.setattr(
+    decay_formulas,
+    '_stepper',
+    lambda name: (
+      lambda size, **knobs: {
+        **(f := step(name)(size, **knobs)),
+        'cautious': f['cautious-strict'],
+      }
+    ),
+  )
+  assert decay_formulas.masks('muon', 'cautious') == {'u x > 0'}

@@ -8,12 +8,15 @@ run and wd the knob `weight_decay`, one step subtracts from a parameter x
   'decoupled'     lr wd x                     lr (AdamW of Optax and PyTorch)
   'independent'   (lr / peak) wd x            the schedule's shape, not its peak
   'corrected'     lr wd (lr / peak) x         lr^2: AdamC, 2506.02285
-  'cautious'      lr wd x where u x >= 0      lr: 2510.12402, equation 1
   'coupled'       0; the gradient gets wd x   whatever the method makes of it
   'none'          0
+  'cautious', ... lr wd x in some entries     lr: see decay_masks.py
 
-Decay acts on matrices, embeddings and heads, not on vectors (norm scales). If
-no axes are given, an optimizer treats all leaves alike and decays them all.
+wd may follow a schedule in each mode, in a run by `follow`: 'decoupled' and wd
+times lr / peak is 'corrected', 'cautious' and wd times lr / peak its cautious
+form. Decay acts on matrices, embeddings and heads, not on vectors (norm
+scales). If no axes are given, an optimizer treats all leaves alike and decays
+them all.
 """
 
 from collections.abc import Callable
@@ -23,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optimizers.parts import choices, roles
+from optimizers.parts import choices, decay_masks, roles
 
 PyTree = Any
 Rate = float | jax.Array | optax.Schedule
@@ -32,9 +35,9 @@ MODES = (
   'decoupled',
   'independent',
   'corrected',
-  'cautious',
   'coupled',
   'none',
+  *decay_masks.MODES,
 )
 
 
@@ -62,12 +65,13 @@ def descend(
     axes: tree of axes like the parameters (`parts/roles.py`), or None.
     peak: largest learning rate of the run; None stands for `learning_rate`.
     weight_decay: wd of the table above, a number or a traced scalar.
-    decay: one of MODES.
+    decay: one of MODES; 'random:0.5' stands for any probability.
 
   Returns:
     A transformation whose updates are added to the parameters. Its state is
-    that of `method`, whatever the decay. Moments are float32 or wider also for
-    bfloat16 parameters, because bfloat16(0.999) is 1.
+    that of `method`, inside a RandomState if the decay is masked at random.
+    Moments are float32 or wider also for bfloat16 parameters, because
+    bfloat16(0.999) is 1.
 
   Raises:
     ValueError: an unknown mode, or a schedule without `peak` where it matters.
@@ -82,38 +86,52 @@ def descend(
     )
 
   rate = _rate(decay, weight_decay, learning_rate, peak)
+  mode = decay_masks.canonical(decay)
 
-  def before(g, x, decays):
-    return g + weight_decay * x if decays and decay == 'coupled' else g
+  def before(g, x, a):
+    decays = mode == 'coupled' and _decays(axes, a)
+    return g + weight_decay * x if decays else g
 
-  def after(u, x, decays):
-    if decays and decay == 'cautious':
-      u, aligned = _aligned(u, x)
-      u = u + rate * jnp.where(aligned, x, 0)
-    elif decays and decay not in ('coupled', 'none'):
-      u = u + rate * x
-    return -learning_rate * u
-
-  def init(params):
-    return method.init(widen(params))
+  def after(path, u, x, g, a, count):
+    if mode in ('coupled', 'none') or not _decays(axes, a):
+      return -learning_rate * u
+    if mode in decay_masks.MODES:
+      key = decay_masks.key(count, path)
+      x, u = decay_masks.masked(decay, x, u, g, batch=a.batch, key=key)
+    return -learning_rate * (u + rate * x)
 
   def update(updates, state, params=None):
     if params is None and jax.tree.leaves(updates):
       raise ValueError('update() needs the parameters, for the weight decay.')
-    mask = jax.tree.map(
-      lambda a: axes is None or a.role != 'vector', roles.of(params, axes)
-    )
+    meaning = roles.of(params, axes)
+    count = state.count if mode in decay_masks.RANDOM else None
+    inner = state if count is None else state.inner
     x = widen(params)
-    g = jax.tree.map(before, widen(updates), x, mask)
-    u, state = method.update(g, state, x)
-    return jax.tree.map(after, u, x, mask), state
+    g = jax.tree.map(before, widen(updates), x, meaning)
+    u, inner = method.update(g, inner, x)
+    updates = jax.tree_util.tree_map_with_path(
+      lambda path, *leaf: after(path, *leaf, count), u, x, g, meaning
+    )
+    if count is None:
+      return updates, inner
+    return updates, decay_masks.RandomState(optax.safe_increment(count), inner)
+
+  def init(params):
+    state = method.init(widen(params))
+    if mode not in decay_masks.RANDOM:
+      return state
+    return decay_masks.RandomState(jnp.zeros((), jnp.int32), state)
 
   return optax.GradientTransformation(init, update)
 
 
+def _decays(axes, leaf):
+  return axes is None or leaf.role != 'vector'
+
+
 def check(decay: str, learning_rate: Rate, peak: float | None) -> None:
   """Raises ValueError, one sentence, for what `descend` refuses."""
-  choices.check('decay', decay, MODES)
+  choices.check('decay', decay_masks.canonical(decay), MODES)
   needs_peak = decay in ('independent', 'corrected')
   if callable(learning_rate) and peak is None and needs_peak:
     raise ValueError(
@@ -166,14 +184,3 @@ def _rate(decay, weight_decay, learning_rate, peak):
   if decay == 'corrected':
     return weight_decay * learning_rate / safe
   return weight_decay
-
-
-def _aligned(u, x):
-  """Returns u and where u and x have the same sign, or one of them is 0.
-
-  By signs: the product underflows to -0, which would count as aligned. And u
-  times a 1 that XLA cannot see through, because XLA writes a division of two
-  uses to memory, but not a multiplication: 1.8 times the time with AdamW.
-  """
-  u = u * jax.lax.optimization_barrier(jnp.ones((), u.dtype))
-  return u, jnp.sign(u) * jnp.sign(x) >= 0
