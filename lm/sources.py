@@ -64,12 +64,17 @@ def load(config: ConfigDict) -> Corpus:
       f"data.source='{c.source}' does not exist."
       + did_you_mean(c.source, _SOURCES)
     )
-  if c.source != 'bin' and config.model.vocab_size < 256:
+  if is_bytes(config) and config.model.vocab_size < 256:
     raise UserError(
       f'model.vocab_size={config.model.vocab_size} is too small for '
       f"data.source='{c.source}': bytes need at least 256."
     )
   return _SOURCES[c.source](config)
+
+
+def is_bytes(config: ConfigDict) -> bool:
+  """Returns whether the tokens of a run are the bytes of its text."""
+  return config.data.source != 'bin'
 
 
 def split_by_hash(names: Sequence[str]) -> tuple[list[int], list[int]]:

@@ -1,0 +1,63 @@
+r"""Writes a checkpoint or a merge in the layout of Hugging Face transformers.
+
+  python -m launch.export --at=runs/a@1000 --out=exports/a
+  python -m launch.export --at=runs/a/merged/linear --out=exports/linear
+
+A Llama model, or Qwen3 with model.qk_norm: config.json, model.safetensors, and
+for models of bytes the files of a tokenizer. launch.import_hf is the way back.
+"""
+
+import pathlib
+
+from absl import flags
+
+from launch import cli
+from lm.errors import UserError
+
+_AT = flags.DEFINE_string('at', '', 'RUN, RUN@STEP or RUN/merged/NAME')
+_TO = flags.DEFINE_enum('to', 'hf', ['hf'], 'the layout')
+_OUT = flags.DEFINE_string('out', '', 'a new directory')
+_DTYPE = flags.DEFINE_enum(
+  'dtype', 'float32', ['float32', 'bfloat16'], 'of the tensors'
+)
+
+
+def main() -> None:
+  for flag in (_AT, _OUT):
+    if not flag.value:
+      raise UserError(
+        f'--{flag.name} is missing; for example --at=runs/a --out=exports/a.'
+      )
+  from lm import checkpoint, hugging_face_files, sources
+  from lm import hugging_face as hf
+  from lm.run import Run
+  from merging.engine import atomic
+
+  hugging_face_files.safetensors()  # a missing package comes first
+  ref = checkpoint.locate(_AT.value)
+  run = Run(ref.run)
+  config = hf.to_config(run.config, dtype=_DTYPE.value)
+  with cli.user_errors(), atomic.directory(_OUT.value) as folder:
+    params = run.params(ref.item.parent.name if ref.step is None else ref.step)
+    tensors = hf.to_tensors(params, dtype=_DTYPE.value)
+    hugging_face_files.write(folder, config, tensors)
+    if sources.is_bytes(run.config):
+      hugging_face_files.write_byte_tokenizer(folder, run.config.seq_len)
+    wrote = sorted(p.name for p in folder.iterdir())
+  number = sum(x.size for x in tensors.values())
+  print(
+    f'wrote {", ".join(wrote)} to {_OUT.value}: {config["architectures"][0]}, '
+    f'{number:,} parameters, {_DTYPE.value}'
+  )
+  if not sources.is_bytes(run.config):
+    print(
+      "data.source='bin' says nothing of a tokenizer: copy its files there."
+    )
+  out = pathlib.Path(_OUT.value)
+  print(
+    f'Next: python -m launch.import_hf --from={out} --workdir=runs/{out.name}'
+  )
+
+
+if __name__ == '__main__':
+  cli.run(main)
