@@ -276,3 +276,54 @@ def test_files_that_transformers_writes(tmp_path):
   found = model_lib.build(ours.model).apply(params, tokens)
   np.testing.assert_allclose(found, want, rtol=0, atol=1e-4)
   assert json.loads((tmp_path / 'config.json').read_text())['vocab_size'] == 256
+
+
+_TASK = """task: next_word
+dataset_path: json
+dataset_kwargs: {data_files: {test: FOLDER/words.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{text}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+target_delimiter: ""
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+@pytest.mark.oracle
+def test_lm_eval_reads_an_export(tmp_path, monkeypatch):
+  """Its log-likelihoods are ours, on a task of local lines, offline."""
+  monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+  monkeypatch.setenv('HF_HOME', str(tmp_path / 'home'))
+  import lm_eval
+  from lm_eval import tasks
+
+  config, params = _build('plain')
+  files.write(tmp_path, hf.to_config(config), hf.to_tensors(params))
+  files.write_byte_tokenizer(tmp_path, config.seq_len)
+  # lm_eval moves a space at the end of the text to the choices.
+  line = {'text': 'import', 'choices': [' os', ' é'], 'answer': 1}
+  (tmp_path / 'words.jsonl').write_text(json.dumps(line) + '\n')
+  (tmp_path / 'next_word.yaml').write_text(
+    _TASK.replace('FOLDER', f'{tmp_path}')
+  )
+  done = lm_eval.simple_evaluate(
+    model='hf',
+    model_args=f'pretrained={tmp_path},prefix_token_id=0',
+    tasks=['next_word'],
+    task_manager=tasks.TaskManager(include_path=str(tmp_path)),
+    device='cpu',
+    batch_size=1,
+    bootstrap_iters=0,
+  )
+  (sample,) = done['samples']['next_word']
+  found = [float(r[0][0]) for r in sample['resps']]
+  apply = model_lib.build(config.model).apply
+  for choice, theirs in zip(line['choices'], found, strict=True):
+    tokens = list((line['text'] + choice).encode())
+    logits = np.float64(apply(params, np.array([tokens]))[0])
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    n = len(choice.encode())
+    ours = sum(logp[i - 1, tokens[i]] for i in range(-n, 0))
+    np.testing.assert_allclose(theirs, ours, atol=1e-4)

@@ -1,0 +1,89 @@
+r"""Samples text from a checkpoint or a merge.
+
+  python -m launch.generate --at=runs/a --prompt='def ' --num_tokens=200
+  python -m launch.generate --at=runs/a/merged/linear --temperature=0
+
+Of a run on token shards (data.source='bin') the prompt and the text are the
+numbers of tokens. Each token sees the seq_len tokens before it.
+"""
+
+import codecs
+
+from absl import flags
+
+from launch import cli
+from lm.errors import UserError
+
+_AT = flags.DEFINE_string('at', '', 'RUN, RUN@STEP or RUN/merged/NAME')
+_PROMPT = flags.DEFINE_string('prompt', '\n', 'text, or numbers of tokens')
+_NUM_TOKENS = flags.DEFINE_integer('num_tokens', 200, 'to sample')
+_TEMPERATURE = flags.DEFINE_float(
+  'temperature', 0.8, 'divides the logits; 0 = the most probable token'
+)
+_TOP_K = flags.DEFINE_integer(
+  'top_k', 0, 'only the k most probable tokens; 0 = all'
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'of the random numbers')
+
+
+def main() -> None:
+  if not _AT.value:
+    raise UserError('--at is missing; for example --at=runs/a@1000.')
+  _check('num_tokens', _NUM_TOKENS.value, 1, 10**9)
+  _check('temperature', _TEMPERATURE.value, 0, 1e6)
+  _check('seed', _SEED.value, 0, 2**32 - 1)
+  from lm import checkpoint, generate, sources
+  from lm.run import Run
+
+  ref = checkpoint.locate(_AT.value)
+  run = Run(ref.run)
+  config = run.config
+  _check('top_k', _TOP_K.value, 0, config.model.vocab_size)
+  if sources.is_bytes(config):
+    prompt, show = list(_PROMPT.value.encode()), _text()
+  else:
+    prompt, show = _numbers(config.model.vocab_size), lambda token: f' {token}'
+  if not prompt:
+    raise UserError('--prompt is empty; one token at least is needed.')
+  params = run.params(ref.item.parent.name if ref.step is None else ref.step)
+  print(_PROMPT.value, end='', flush=True)
+  for (token,) in generate.sample(
+    config,
+    run.model,
+    params,
+    [prompt],
+    num_tokens=_NUM_TOKENS.value,
+    temperature=_TEMPERATURE.value,
+    top_k=_TOP_K.value,
+    seed=_SEED.value,
+  ):
+    print(show(token), end='', flush=True)
+  print()
+
+
+def _check(flag, value, least, most):
+  if not least <= value <= most:
+    raise UserError(f'--{flag}={value} must be from {least} to {most}.')
+
+
+def _text():
+  """Returns a function of a byte: the text that it completes, if any."""
+  decoder = codecs.getincrementaldecoder('utf-8')('replace')
+  return lambda token: (
+    decoder.decode(bytes([token])) if token < 256 else '\ufffd'
+  )
+
+
+def _numbers(vocab_size):
+  words = _PROMPT.value.replace(',', ' ').split()
+  for word in words:
+    if not word.isdecimal() or int(word) >= vocab_size:
+      raise UserError(
+        f"--prompt: '{word}' is not a token; data.source='bin' needs numbers "
+        f'from 0 to {vocab_size - 1}.'
+      )
+  return [int(word) for word in words]
+
+
+if __name__ == '__main__':
+  cli.run(main)
