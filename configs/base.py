@@ -73,6 +73,8 @@ def get_config(arg: str = '') -> ConfigDict:
   c.checkpoint.keep_latest = 0  # newest checkpoints kept; 0 = all
   c.checkpoint.keep_every_steps = 0  # kept for ever beside those; 0 = none
   c.checkpoint.mean = True  # mean of the parameters between two checkpoints
+  c.checkpoint.moment = False  # and weighted by time: exact slopes in between
+  c.checkpoint.ema = ''  # power EMAs, by relative width; '0.05,0.1' is typical
   c.log_nuclear_norm = False  # grad/nuclear, for launch.refine; slow (SVD)
   c.log_every_steps = 1  # steps between two lines of metrics.jsonl
   c.max_bad_steps = 10  # non-finite steps in a row until status 'diverged'

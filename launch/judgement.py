@@ -1,10 +1,12 @@
 """Emulated decays beside real ones, on the same tokens (not a command)."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from rich import progress
 
@@ -12,7 +14,7 @@ from launch import emulation
 from lm import checkpoint
 from lm.errors import UserError
 from lm.run import Run
-from merging.engine import sources, stream
+from merging.engine import sources
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,6 +35,11 @@ class Cooldown(NamedTuple):
   end: int
   window: int
   losses: np.ndarray
+
+  @property
+  def shape(self) -> str:
+    schedule = self.run.config.schedule
+    return schedule.shape if 'shape' in schedule else schedule.name
 
 
 def cooldown(run: Run, branch: Run) -> Cooldown:
@@ -100,24 +107,59 @@ def jobs(
     for source in kinds:
       for shape in shapes:
         method = emulation.parse_method(f'decay:shape={shape},floor={floor}')
-        p = emulation.plan(
-          run, method, means=source == 'means', end=end, window=window
-        )
+        means = source == 'means'
+        p = emulation.plan(run, method, means=means, end=end, window=window)
         planned.append(Job(end, window, shape, source, p))
   return planned
 
 
-def measure(run: Run, jobs: Sequence[Job]) -> dict[Job, np.ndarray]:
-  """Averages and evaluates; returns the loss of each validation batch."""
+def measure(
+  run: Run, jobs: Sequence[Job], max_bytes: int = 4 << 30
+) -> dict[Job, np.ndarray]:
+  """Averages and evaluates; returns the loss of each validation batch.
+
+  A stored item is read and verified once for all jobs that use it, as many
+  jobs at a time as have sums of together `max_bytes`. The averages are those of
+  `stream.combine` to the last bit.
+  """
   results = {}
-  for path in dict.fromkeys(p for job in jobs for p, _ in job.plan.sources):
-    step, name = int(path.parent.name), path.name
-    abstract = checkpoint.abstract_item(path)
-    checkpoint.restore_item(run.path, step, name, abstract)  # verifies
-  for job in progress.track(jobs, 'emulating', transient=True):
-    params = stream.combine(job.plan.sources)
-    results[job] = run.losses(params)
+  if not jobs:
+    return results
+  like = checkpoint.abstract_item(jobs[0].plan.sources[0][0])
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
+  together = max(max_bytes // size, 1)
+  show = progress.Progress(transient=True)
+  task = show.add_task('emulating', total=len(jobs))
+  with show:
+    for i in range(0, len(jobs), together):
+      some = jobs[i : i + together]
+      for job, params in zip(some, _averages(run, some), strict=True):
+        results[job] = run.losses(params)
+        show.advance(task)
   return results
+
+
+def _averages(run, jobs):
+  """Returns the weighted sums of all jobs; reads each item once."""
+  uses = [dict(job.plan.sources) for job in jobs]
+  sums = [None] * len(jobs)
+  age = lambda path: (int(path.parent.name), path.name)
+  for path in sorted(set(itertools.chain(*uses)), key=age):
+    tree = read(run, path)
+    for i, use in enumerate(uses):
+      if path in use:
+        product = jax.tree.map(lambda x, c=use[path]: x * np.float32(c), tree)
+        # The first product is the sum, as in merging/engine/stream.py.
+        sums[i] = jax.tree.map(np.add, sums[i], product) if sums[i] else product
+  return sums
+
+
+def read(run: Run, path: pathlib.Path) -> Any:
+  """Returns an item of a checkpoint as float arrays of numpy, verified."""
+  step, name = int(path.parent.name), path.name
+  abstract = checkpoint.abstract_item(path)
+  tree = checkpoint.restore_item(run.path, step, name, abstract)
+  return jax.tree.map(np.asarray, tree)
 
 
 def as_json(results, last, real) -> dict[str, Any]:

@@ -83,3 +83,39 @@ def _heat(ax, shape: str, cells: Mapping, gain: Mapping, limit: float):
   ax.set_ylabel('longer window →')
   return ax.imshow(table, cmap='PiYG', vmin=-limit, vmax=limit, alpha=0.6,
                    aspect='auto', origin='lower')  # fmt: skip
+
+
+def report(rows: Sequence[Mapping]) -> figure.Figure:
+  """Draws the gain of every merge with its interval, a panel per window."""
+  windows = list(dict.fromkeys(row['window'] for row in rows))
+  merges = [row for row in rows if row['source'] != 'real']
+  names = list(dict.fromkeys(f'{r["shape"]}, {r["source"]}' for r in merges))
+  fig = figure.Figure(
+    figsize=(2 + 2.8 * len(windows), 1.6 + 0.3 * len(names)),
+    layout='constrained',
+  )
+  panels = fig.subplots(1, len(windows), sharey=True, squeeze=False)[0]
+  for ax, window in zip(panels, windows, strict=True):
+    for row in rows:
+      if row['window'] == window:
+        _gain(ax, row, names)
+    ax.axvline(0, color='0.6', linewidth=0.8)
+    ax.set(title=f'{window} steps', xlabel='gain over the last (nats)',
+           yticks=range(len(names)), yticklabels=names)  # fmt: skip
+  panels[0].invert_yaxis()
+  handles, labels = panels[-1].get_legend_handles_labels()
+  if handles:
+    fig.legend(handles, labels, loc='outside lower center', fontsize=7)
+  return fig
+
+
+def _gain(ax, row, names):
+  gain = row['gain']
+  if row['source'] == 'real':
+    color = f'C{len(ax.patches)}'
+    ax.axvline(gain.mean, color=color, label=f'real {row["shape"]} cooldown')
+    ax.axvspan(gain.low, gain.high, color=color, alpha=0.15, linewidth=0)
+    return
+  place = names.index(f'{row["shape"]}, {row["source"]}')
+  error = [[gain.mean - gain.low], [gain.high - gain.mean]]
+  ax.errorbar(gain.mean, place, xerr=error, fmt='o', color='0.2', capsize=2)

@@ -72,7 +72,8 @@ def diff(
   return {
     k: (old.get(k), new.get(k))
     for k in sorted({*old, *new})
-    if old.get(k) != new.get(k)
+    # A knob that is newer than the run is off in it.
+    if old.get(k) != new.get(k) and (k in old or new[k])
   }
 
 

@@ -2,9 +2,9 @@
 
   <run>/checkpoints/<step>/{params,train,mean,meta}
 
-`params`, `train` (optimizer state and counters) and `mean` are separate items,
-so that parameters alone load anywhere. `meta` is JSON: the fingerprints, and
-the step after which `mean` starts.
+`params`, `train` (optimizer state and counters), `mean` and the averages of
+lm/averages.py are separate items, so that parameters alone load anywhere.
+`meta` is JSON: the fingerprints, and the step after which `mean` starts.
 """
 
 import logging
@@ -127,6 +127,7 @@ def _items(state: TrainState) -> dict[str, Any]:
     'bad_in_a_row': state.bad_in_a_row,
   }
   items = {'params': state.params, 'train': train, 'mean': state.mean}
+  items |= state.averages
   return {k: v for k, v in items.items() if jax.tree.leaves(v)}
 
 
@@ -260,13 +261,14 @@ def restore(
     mean=items.get('mean', ()),  # absent when the config switches it off
     bad_steps=train['bad_steps'],
     bad_in_a_row=train['bad_in_a_row'],
+    averages={name: items[name] for name in abstract.averages},
   )
 
 
 def restore_item(
   run: str | pathlib.Path, step: int, name: str, abstract: Any
 ) -> Any:
-  """Restores 'params', 'train' or 'mean' of a checkpoint and verifies it."""
+  """Restores an item of a checkpoint ('params', 'mean') and verifies it."""
   path = item(run, step, name)
 
   def read():

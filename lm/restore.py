@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from lm import checkpoint, log
+from lm import averages, checkpoint, log
 from lm.errors import UserError
 from lm.state import TrainState
 
@@ -107,6 +107,12 @@ def branch_step(config: ConfigDict, run: pathlib.Path) -> int:
         f'branch_data=continue needs the {field} of {ref.run}, '
         f'{parent[field]}, not {config[field]}; or use branch_data=restart.'
       )
+  for name in averages.gammas(config):
+    if not checkpoint.item(ref.run, step, name).is_dir():
+      raise UserError(
+        f'{ref.run}@{step} has no {name}, an average since step 0; branch with '
+        "--config.checkpoint.ema=''."
+      )
   config.branch = f'{ref.run}@{step}'
   return step
 
@@ -147,7 +153,16 @@ def _branch(config, abstract, init):
     ) from e
   params = _params(config.branch, abstract)
   state = _with_params(config, init(), params)
-  return state.replace(step=old['step'], opt_state=old['opt_state'])
+  trackers = {
+    name: checkpoint.restore_item(ref.run, ref.step, name, tree)
+    for name, tree in abstract.averages.items()
+    if name.startswith('ema')  # the moment begins anew, like the mean
+  }
+  return state.replace(
+    step=old['step'],
+    opt_state=old['opt_state'],
+    averages={**state.averages, **trackers},
+  )
 
 
 def _params(text: str, abstract: TrainState) -> Any:

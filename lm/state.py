@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from lm import averages as averages_lib
 from lm import spec
 from lm.model import Model
 
@@ -22,6 +23,8 @@ class TrainState:
     `checkpoint.every_steps`; an empty tuple when the config switches it off.
   bad_steps: int32, non-finite steps skipped so far.
   bad_in_a_row: int32, those of them since the last good step.
+  averages: more averages of the iterates, by name (lm/averages.py); empty when
+    the config switches them off.
   """
 
   step: jax.Array
@@ -30,6 +33,7 @@ class TrainState:
   mean: Any
   bad_steps: jax.Array
   bad_in_a_row: jax.Array
+  averages: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def replace(self, **fields: Any) -> 'TrainState':
     return dataclasses.replace(self, **fields)
@@ -43,4 +47,5 @@ def init(config: ConfigDict, model: Model, key: jax.Array) -> TrainState:
   zero = jnp.zeros((), jnp.int32)
   # A copy: the same buffer twice in a donated state is an error.
   mean = jax.tree.map(jnp.copy, params) if config.checkpoint.mean else ()
-  return TrainState(zero, params, tx.init(params), mean, zero, zero)
+  averages = averages_lib.init(config, params)
+  return TrainState(zero, params, tx.init(params), mean, zero, zero, averages)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lm import follow, loss, norms, spec
+from lm import averages, follow, loss, norms, spec
 from lm.model import Model
 from lm.state import TrainState
 
@@ -82,6 +82,7 @@ def build_train(config: ConfigDict, model: Model) -> Callable[..., Any]:
       mean=_running_mean(config, state, params),
       bad_steps=state.bad_steps + jnp.where(good, 0, 1),
       bad_in_a_row=in_a_row,
+      averages=averages.update(config, state.averages, state.step, params),
     )
     metrics = {
       'train/loss': cross_entropy,

@@ -1,0 +1,203 @@
+"""Merges against real cooldowns and their ingredients (not a command)."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from launch import judgement, show
+from launch.judgement import Cooldown, Job
+from lm import checkpoint
+from lm.errors import UserError
+from lm.run import Run
+
+
+class Comparison(NamedTuple):
+  """Losses in nats of every validation batch, float64 (batches,).
+
+  step: where all decays end.
+  last: of the checkpoint there.
+  merges, ingredients: by job, and by item ('800 params', '800 mean').
+  real: cooldowns that end there.
+  """
+
+  step: int
+  last: np.ndarray
+  merges: dict[Job, np.ndarray]
+  ingredients: dict[str, np.ndarray]
+  real: list[Cooldown]
+
+
+class Difference(NamedTuple):
+  """A mean paired difference and its 95 % interval, in nats."""
+
+  mean: float
+  low: float
+  high: float
+
+  def __str__(self) -> str:
+    return f'{self.mean:+.4f} ±{self.high - self.mean:.4f}'
+
+
+def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+  """Returns a - b paired, with Student's t; one pair has no interval."""
+  d = np.subtract(a, b)
+  if d.size < 2 or not np.ptp(d):  # no interval; equal differences
+    width = 0.0 if d.size > 1 else np.inf
+    return Difference(float(d.mean()), d.mean() - width, d.mean() + width)
+  between = stats.ttest_1samp(d, 0.0).confidence_interval(0.95)
+  return Difference(float(d.mean()), float(between.low), float(between.high))
+
+
+def compare(
+  run: Run,
+  real: Sequence[Cooldown],
+  *,
+  step: int | None = None,
+  windows: Sequence[int] = (),
+  shapes: Sequence[str] = ('linear',),
+  floor: float = 0.0,
+) -> Comparison:
+  """Evaluates merges of all shapes, windows and sources, and what they add.
+
+  Args:
+    run: at constant learning rate.
+    real: cooldowns that branched from it.
+    step: a checkpoint, where all decays end; None = the newest.
+    windows: lengths in steps; empty = those of `real`, else 10, 20 and 40 %.
+    shapes, floor: of the decays.
+
+  Raises:
+    UserError, ValueError: no such checkpoints; a cooldown that ends elsewhere.
+  """
+  at = '' if step is None else f'@{step}'
+  step = checkpoint.locate(f'{run.path}{at}').step
+  for r in real:
+    if r.end != step:
+      raise UserError(
+        f'{r.run.path} ends at step {r.end}, but these decays at {step}: its '
+        'batches would not be theirs.'
+      )
+  windows = list(windows) or list(dict.fromkeys(r.window for r in real))
+  cells = judgement.grid(run, [step], windows)
+  jobs = judgement.jobs(run, cells, cells, shapes, floor)
+  merges = judgement.measure(run, jobs)
+  paths = dict.fromkeys(p for job in jobs for p, _ in job.plan.sources)
+  ingredients = {
+    f'{path.parent.name} {path.name}': run.losses(judgement.read(run, path))
+    for path in paths
+  }
+  last = run.losses(run.params(step))
+  return Comparison(step, last, merges, ingredients, list(real))
+
+
+def rows(found: Comparison) -> list[dict[str, Any]]:
+  """Returns one row per cooldown and per merge, by window.
+
+  'gain' is last - loss; 'behind' is loss - that of the real cooldown of the
+  same window (of the same shape, if there is one); 'recovered' the share of its
+  gain; 'over_best' is loss - that of the best single ingredient.
+  """
+  out = []
+  for window in sorted({job.window for job in found.merges}):
+    real = [r for r in found.real if r.window == window]
+    out += [_row(found, window, r.shape, 'real', r.losses) for r in real]
+    for job, losses in found.merges.items():
+      if job.window != window:
+        continue
+      row = _row(found, window, job.shape, job.source, losses)
+      same = [r for r in real if r.shape == job.shape] or real
+      if same:
+        row['real'] = same[0].shape
+        row['behind'] = difference(losses, same[0].losses)
+        gain = (found.last - same[0].losses).mean()
+        row['recovered'] = row['gain'].mean / gain if gain > 0 else None
+      names = [f'{p.parent.name} {p.name}' for p, _ in job.plan.sources]
+      against = {
+        n: difference(losses, found.ingredients[n]) for n in names
+      }  # fmt: skip
+      best = min(names, key=lambda n: found.ingredients[n].mean())
+      row['over_best'] = against[best]
+      row['below'] = sum(d.high < 0 for d in against.values())
+      row['against'] = against
+      out.append(row)
+  return out
+
+
+def _row(found, window, shape, source, losses):
+  return {
+    'window': window,
+    'shape': shape,
+    'source': source,
+    'loss': float(losses.mean()),
+    'gain': difference(found.last, losses),
+  }
+
+
+Table = tuple[str, list[str], list[list[str]]]  # title, header, rows
+
+
+def table(found: Comparison) -> Table:
+  """Returns the table of the merges and the cooldowns."""
+  last = f'{found.last.mean():.4f}'
+  body = [['', 'none', 'last', last, '', '', '', '', '']]
+  for row in rows(found):
+    line = [row['window'], row['shape'], row['source'], f'{row["loss"]:.4f}']
+    line.append(row['gain'])
+    if row['source'] == 'real':
+      line += ['', '100 %', '', '']
+    else:
+      share = row.get('recovered')
+      line += [row.get('behind', ''), f'{share:.0%}' if share else '']
+      line += [row['over_best'], f'{row["below"]} of {len(row["against"])}']
+    body.append([str(x) for x in line])
+  header = ['window', 'shape', 'from', 'loss', 'gain over last',
+            'minus real', 'recovered', 'minus best part', 'below']  # fmt: skip
+  return f'Decays that end at step {found.step}', header, body
+
+
+def ingredients(run: Run, found: Comparison) -> Table:
+  """Returns the table of what is averaged, by step."""
+  age = lambda name: (int(name.split()[0]), name)
+  body = [
+    [name, *show.loss(run, x), str(difference(found.last, x))]
+    for name, x in sorted(found.ingredients.items(), key=lambda i: age(i[0]))
+  ]
+  header = ['item', 'loss', '+-', 'bits per byte', 'gain over last']
+  return 'The parts alone', header, body
+
+
+LEGEND = (
+  'loss: nats. +- and ±: standard error; 95 % interval of the difference '
+  "paired by batch (Student's t), which says what other tokens could change, "
+  'not what another seed could. real: the cooldown of this window, of this '
+  'shape if there is one. best part: the best single item that is averaged. '
+  'below: the parts that the merge is better than with an interval that '
+  'excludes 0.'
+)
+
+
+def markdown(run: Run, found: Comparison) -> str:
+  """Returns the tables as text, with what their columns mean."""
+  text = [f'# Merges of {run.path} against real cooldowns', '']
+  for title, header, body in (table(found), ingredients(run, found)):
+    text += [f'## {title}', '', _line(header), _line(['---'] * len(header))]
+    text += [*map(_line, body), '']
+  batches = f'{found.last.size} batches of {run.config.eval.batch_size}.'
+  return '\n'.join([*text, f'{LEGEND} {batches}']) + '\n'
+
+
+def _line(cells):
+  return f'| {" | ".join(cells)} |'
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+  """Returns all numbers; differences are [mean, low, high]."""
+  return {
+    'step': found.step,
+    'last': float(found.last.mean()),
+    'rows': rows(found),
+    'ingredients': {k: float(x.mean()) for k, x in found.ingredients.items()},
+    'batches': int(found.last.size),
+  }

@@ -1,0 +1,72 @@
+r"""Judges merges of one run against real cooldowns, on the same tokens.
+
+  python -m launch.merge_report --run=runs/a --against=runs/a-cooldown
+  python -m launch.merge_report --run=runs/a --step=800 --windows=100,200 \
+      --shapes=linear,1-sqrt --against=runs/b,runs/c
+
+Every decay that ends at --step (default: the newest checkpoint) is emulated
+from raw checkpoints and from interval means. A cooldown that branched from this
+run is compared with the merges of the same window, whatever its shape. All
+differences are paired by validation batch, with 95 % intervals (Student's t):
+they say what other tokens could change, not what another seed could. Writes
+RUN/plots/NAME.{md,json,png}. The surface over end steps is launch.emulate's.
+"""
+
+import json
+
+from absl import flags
+
+from launch import cli
+from lm.errors import UserError
+
+_RUN = flags.DEFINE_string('run', '', 'the run directory')
+_STEP = flags.DEFINE_integer('step', -1, 'where decays end; -1 = newest')
+_AGAINST = flags.DEFINE_list('against', [], 'real cooldowns: branches of it')
+_SHAPES = flags.DEFINE_list(
+  'shapes', ['linear', 'cosine', '1-sqrt'], 'of the decay'
+)
+_FLOOR = flags.DEFINE_float('floor', 0.0, 'end of the decay / peak')
+_WINDOWS = flags.DEFINE_list(
+  'windows',
+  [],
+  'lengths in steps; default: those of --against, or 10, 20, 40 %',
+)
+_NAME = flags.DEFINE_string('name', 'merge_report', 'of the files')
+
+
+def main() -> None:
+  if not _RUN.value:
+    raise UserError('--run is missing; for example --run=runs/a.')
+  if not _SHAPES.value:
+    raise UserError('--shapes is empty; for example --shapes=linear,cosine.')
+  if _STEP.value < -1:
+    raise UserError(f'--step={_STEP.value} is not a step.')
+  from launch import comparison, judgement, pictures, show
+  from lm.run import Run
+
+  run = Run(_RUN.value)
+  with cli.user_errors():
+    real = [judgement.cooldown(run, Run(path)) for path in _AGAINST.value]
+    found = comparison.compare(
+      run,
+      real,
+      step=None if _STEP.value == -1 else _STEP.value,
+      windows=cli.integers('windows', _WINDOWS.value),
+      shapes=_SHAPES.value,
+      floor=_FLOOR.value,
+    )
+  title, header, rows = comparison.table(found)
+  print(title)
+  show.table(header, rows)
+  print(comparison.LEGEND)
+  out = run.path / 'plots' / f'{_NAME.value}.png'
+  show.save(pictures.report(comparison.rows(found)), out)
+  markdown, numbers = out.with_suffix('.md'), out.with_suffix('.json')
+  markdown.write_text(comparison.markdown(run, found))
+  numbers.write_text(json.dumps(comparison.as_json(found), indent=2) + '\n')
+  print(f'wrote {markdown}, {numbers} and {out}')
+  print(f'Next: python -m launch.emulate --run={run.path}')
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,113 @@
+"""launch.merge_report: averages in one pass, differences, tables."""
+
+import json
+
+import numpy as np
+import pytest
+
+from launch import comparison, judgement
+from lm import loop
+from lm import run as run_lib
+from lm.errors import UserError
+from merging.engine import stream
+from tests import helpers, tools
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  path = tmp_path_factory.mktemp('runs') / 'run'
+  config = helpers.config('schedule=constant', checkpoint__every_steps=3)
+  loop.train(config, path)
+  return run_lib.Run(path)
+
+
+@pytest.fixture(scope='module')
+def cooldown(run, tmp_path_factory):
+  path = tmp_path_factory.mktemp('runs') / 'cooldown'
+  config = helpers.config(branch=f'{run.path}@6', checkpoint__every_steps=3)
+  config.schedule.decay = 0.5
+  loop.train(config, path)
+  return run_lib.Run(path)
+
+
+@pytest.mark.parametrize('max_bytes', [1, 300_000, 1 << 30])
+def test_averages_in_one_pass_are_those_of_a_merge(run, max_bytes, monkeypatch):
+  """Bit for bit, however many are made together."""
+  cells = judgement.grid(run, [6, 12], [6])
+  jobs = judgement.jobs(run, cells, cells, ['linear', 'cosine'], 0.25)
+  seen, read = [], judgement.read
+  monkeypatch.setattr(type(run), 'losses', lambda _, params: params)
+  monkeypatch.setattr(
+    judgement, 'read', lambda r, path: (seen.append(path), read(r, path))[1]
+  )
+  found = judgement.measure(run, jobs, max_bytes)
+  assert len(found) == 8
+  for job, params in found.items():
+    want = helpers.flat(stream.combine(job.plan.sources))
+    for key, value in helpers.flat(params).items():
+      np.testing.assert_array_equal(value, want[key], err_msg=key)
+  distinct = {p for job in jobs for p, _ in job.plan.sources}
+  assert (len(seen) == len(distinct)) == (max_bytes > 300_000)
+
+
+def test_difference_is_students_interval():
+  # By hand: mean 2, standard deviation 1, t(2, 0.975) = 4.302653.
+  d = comparison.difference([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+  half = 4.302653 / np.sqrt(3)
+  np.testing.assert_allclose(d, [2, 2 - half, 2 + half], rtol=1e-6)
+  assert comparison.difference([1.0], [3.0]) == (-2, -np.inf, np.inf)
+  assert comparison.difference([1.0, 2.0], [0.0, 1.0]) == (1, 1, 1)
+
+
+def test_rows(run, cooldown):
+  real = [judgement.cooldown(run, cooldown)]
+  found = comparison.compare(run, real, shapes=['linear', 'cosine'])
+  rows = comparison.rows(found)
+  assert [(r['source'], r['window']) for r in rows] == [('real', 6)] + [
+    (source, 6) for source in ('raw', 'raw', 'means', 'means')
+  ]
+  merged = {(r['shape'], r['source']): r for r in rows}
+  want = run.losses(cooldown.params(12)).mean()
+  assert merged['linear', 'real']['loss'] == pytest.approx(want)
+  for row in rows[1:]:
+    gap = row['loss'] - rows[0]['loss']
+    assert row['behind'].mean == pytest.approx(gap, abs=1e-9)
+    best = min(d.mean for d in map(_one, row['against'].values()))
+    assert best < 5 and row['real'] == 'linear'
+    parts = [run.losses(_load(run, name)) for name in row['against']]
+    lowest = min(x.mean() for x in parts)
+    assert row['over_best'].mean == pytest.approx(row['loss'] - lowest)
+  with pytest.raises(UserError, match='ends at step 12, but these decays at 9'):
+    comparison.compare(run, real, step=9)
+
+
+def _one(difference):
+  assert difference.low <= difference.mean <= difference.high
+  return difference
+
+
+def _load(run, name):
+  step, item = name.split()
+  return run.params(int(step)) if item == 'params' else run.mean(int(step))
+
+
+def test_the_command(run, cooldown, monkeypatch, capsys):
+  path = f'--run={run.path}'
+  arguments = [path, f'--against={cooldown.path}']
+  assert tools.call(monkeypatch, 'merge_report', *arguments) == 0
+  assert 'minus best part' in capsys.readouterr().out
+  plots = run.path / 'plots'
+  assert (plots / 'merge_report.png').read_bytes()[:4] == b'\x89PNG'
+  assert '| 6 | linear | real |' in (plots / 'merge_report.md').read_text()
+  stored = json.loads((plots / 'merge_report.json').read_text())
+  assert len(stored['rows']) == 1 + 2 * 3
+  for wrong, sentence in (
+    ([], '--run is missing'),
+    ([path, '--step=7'], '@7'),
+    ([path, '--windows=5'], 'does not begin at a checkpoint'),
+    ([path, '--shapes='], '--shapes is empty'),
+    ([path, f'--against={run.path}'], 'is not a branch'),
+  ):
+    assert tools.call(monkeypatch, 'merge_report', *wrong) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count('error: ') == 1
