@@ -1,4 +1,4 @@
-r"""Merges checkpoints of one run into an ordinary checkpoint.
+r"""Merges checkpoints, of a run or of any program, into an ordinary one.
 
   python -m launch.merge --run=runs/a --window=200 \
       --method=decay:shape=1-sqrt,floor=0.1
@@ -7,8 +7,13 @@ r"""Merges checkpoints of one run into an ordinary checkpoint.
   python -m launch.merge --run=runs/a --window=400 --method=from_run \
       --target=wsd:decay=0.4,shape=1-sqrt
 
+  python -m launch.merge --inputs=CHECKPOINTS --steps=600,800 --out=MERGED
+  python -m launch.merge --inputs=A,B,C --tree=state.params --out=MERGED
+
 The result, RUN/merged/NAME/{params,merge.json}, is read by launch.evaluate,
---config.init and plain Orbax. The checkpoints are only read.
+--config.init and plain Orbax. The checkpoints are only read. --inputs takes
+Orbax checkpoints and safetensors folders of other programs, one by one or the
+folder that holds their steps; the result has their format.
 """
 
 import pathlib
@@ -40,64 +45,149 @@ _CONTROL = flags.DEFINE_enum(
   'control', '', ['', 'reverse', 'scramble'], 'coefficients in a wrong order'
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'of --control=scramble', lower_bound=0)
+_INPUTS = flags.DEFINE_list(
+  'inputs', [], 'checkpoints of any program, or one folder of them'
+)
+_TREE = flags.DEFINE_string(
+  'tree', '', 'where --inputs have their parameters, as state.params'
+)
+_OUT = flags.DEFINE_string('out', '', 'directory of the result of --inputs')
 _NAME = flags.DEFINE_string('name', '', 'of the result; default: the method')
 _ACCUMULATE = flags.DEFINE_enum(
   'accumulate', 'float32', ['float32', 'float64'], 'precision of the sums'
 )
 _DTYPE = flags.DEFINE_string('dtype', '', 'of the result; default: as stored')
-_MAX_MIB = flags.DEFINE_integer('max_mib', 256, 'memory for arrays, in MiB')
+_MAX_MIB = flags.DEFINE_integer(
+  'max_mib', 1024, 'most memory for arrays, in MiB', lower_bound=1
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', '', 'HOST:PORT of process 0, to merge with several machines'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', 0, 'that merge together')
+_PROCESS_ID = flags.DEFINE_integer('process_id', -1, 'of this process, from 0')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'print the plan, merge nothing')
 
 
 def main() -> None:
-  if not _RUN.value:
+  if not _RUN.value and not _INPUTS.value:
     raise UserError('--run is missing; for example --run=runs/a.')
   if _STEPS.value and (_MEANS.value or _WINDOW.value or _END.value != -1):
     raise UserError('--steps excludes --means, --window and --end.')
   if _END.value < -1:
     raise UserError(f'--end={_END.value} is not a step.')
+  from lm import mesh
+
+  mesh.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  options = {
+    'accumulate': _ACCUMULATE.value,
+    'dtype': _DTYPE.value or None,
+    'max_bytes': _MAX_MIB.value << 20,
+  }
+  with cli.user_errors():
+    if _INPUTS.value:
+      _merge_inputs(options)
+    else:
+      _merge_run(options)
+
+
+def _merge_run(options) -> None:
   from launch import emulation
   from lm.run import Run
   from merging.engine import artifact
 
+  for flag in ('tree', 'out'):
+    if flags.FLAGS[flag].value:
+      raise UserError(f'--{flag} needs --inputs.')
   run = Run(_RUN.value)
   method = emulation.parse_method(_METHOD.value)
-  with cli.user_errors():
-    plan = emulation.plan(
-      run,
-      method,
-      means=_MEANS.value,
-      end=_END.value if _END.value >= 0 else None,
-      window=_WINDOW.value,
-      every=_EVERY.value,
-      steps=cli.integers('steps', _STEPS.value),
-      target=_TARGET.value,
-    )
-    if _CONTROL.value:
-      plan = emulation.control(plan, _CONTROL.value, _SEED.value)
-    options = {
-      'accumulate': _ACCUMULATE.value,
-      'dtype': _DTYPE.value or None,
-      'max_bytes': _MAX_MIB.value << 20,
-    }
-    about = artifact.provenance(
-      run.path,
-      plan.sources,
-      method={**method, 'means': _MEANS.value, **plan.about},
-      learning_rates=plan.learning_rates,
-      **options,
-    )
-  _print(run, about)
+  plan = emulation.plan(
+    run,
+    method,
+    means=_MEANS.value,
+    end=_END.value if _END.value >= 0 else None,
+    window=_WINDOW.value,
+    every=_EVERY.value,
+    steps=cli.integers('steps', _STEPS.value),
+    target=_TARGET.value,
+  )
+  if _CONTROL.value:
+    plan = emulation.control(plan, _CONTROL.value, _SEED.value)
+  about = artifact.provenance(
+    run.path,
+    plan.sources,
+    method={**method, 'means': _MEANS.value, **plan.about},
+    learning_rates=plan.learning_rates,
+    **options,
+  )
+  _print(about, run.config.batch_size * run.config.seq_len)
   name = _NAME.value or _default_name(method, plan.about, _MEANS.value)
-  if _same(run.path / 'merged' / name / 'merge.json', about):
-    print(f'{run.path}/merged/{name} is this very merge already.')
+  out = run.path / 'merged' / name
+  if _done(out, about):
     return
-  if _DRY_RUN.value:
-    print(f'dry run: {run.path}/merged/{name} is not written.')
-    return
-  out = _write(run, name, plan, about, options)
+  _write(run, name, plan, about, options)
   print(f'wrote {out}/params and {out}/merge.json')
   print(f'Next: python -m launch.evaluate --at={run.path},{out}')
+
+
+def _merge_inputs(options) -> None:
+  from launch import emulation, foreign
+  from merging.engine import artifact
+
+  _check_inputs_flags()
+  method = emulation.parse_method(_METHOD.value)
+  steps = cli.integers('steps', _STEPS.value)
+  found = foreign.inputs(_INPUTS.value, steps, _TREE.value)
+  plan = foreign.plan(found, method)
+  if _CONTROL.value:
+    plan = emulation.control(plan, _CONTROL.value, _SEED.value)
+  options['tree'] = found.tree
+  out = pathlib.Path(_OUT.value)
+  about = artifact.provenance(
+    out.absolute(),
+    plan.sources,
+    method={**method, **plan.about, 'tree': found.tree},
+    steps=found.steps,
+    **options,
+  )
+  _print(about)
+  if _done(out, about):
+    return
+  artifact.write_at(
+    out,
+    found.item,
+    sources=plan.sources,
+    provenance=about,
+    group=_group(),
+    **options,
+  )
+  print(f'wrote {out / found.item} and {out}/merge.json')
+
+
+def _group():
+  """Returns the processes that merge together."""
+  import jax
+
+  from lm import processes
+  from merging.engine import group
+
+  return group.Group(jax.process_index(), jax.process_count(), processes.gather)
+
+
+def _check_inputs_flags():
+  if not _OUT.value:
+    raise UserError('--out is missing: the directory of the result.')
+  for flag in ('run', 'means', 'end', 'window', 'every', 'target', 'name'):
+    if flags.FLAGS[flag].value != flags.FLAGS[flag].default:
+      raise UserError(f'--{flag} needs --run; --inputs take --steps.')
+
+
+def _done(out, about) -> bool:
+  if _same(out / 'merge.json', about):
+    print(f'{out} is this very merge already.')
+    return True
+  if _DRY_RUN.value:
+    print(f'dry run: {out} is not written.')
+  return _DRY_RUN.value
 
 
 def _same(path: pathlib.Path, about) -> bool:
@@ -111,58 +201,64 @@ def _same(path: pathlib.Path, about) -> bool:
   return all(old[f] == about[f] for f in fields)
 
 
-def _write(run, name, plan, about, options) -> pathlib.Path:
+def _write(run, name, plan, about, options) -> None:
   from lm import checkpoint, log, verify
   from merging.engine import artifact
 
   first = checkpoint.abstract_item(plan.sources[0][0])
   verifier = verify.Verifier(verify.shapes(first))
+  group = _group()
+  part = lambda folder, i: folder / f'.part-{i}.json'
 
   def finish(folder):
+    for i in range(1, group.count):
+      verifier.load(part(folder, i))
+    for i in range(group.count):
+      part(folder, i).unlink()
     verifier.check()
     log.write_json(folder / 'fingerprints.json', verifier.result())
 
-  with cli.user_errors():
-    return artifact.write(
-      run.path,
-      name,
-      sources=plan.sources,
-      provenance=about,
-      observe=verifier,
-      before_commit=finish,
-      **options,
-    )
+  artifact.write(
+    run.path,
+    name,
+    sources=plan.sources,
+    provenance=about,
+    observe=verifier,
+    after_part=lambda folder: verifier.save(part(folder, group.index)),
+    before_commit=finish,
+    group=group,
+    **options,
+  )
 
 
-def _print(run, about) -> None:
+def _print(about, tokens=0) -> None:
+  """Prints coefficients and multipliers; of a run also tokens and rates."""
   from launch import show
 
-  tokens = run.config.batch_size * run.config.seq_len
   rows = []
   later = [row['multiplier'] for row in about['sources'][1:]] + [0.0]
   for row, after in zip(about['sources'], later, strict=True):
-    w = f'{row["multiplier"]:.4f}'
-    effective = f'{row["effective_learning_rate"]:.3e}'
-    if row['item'] == 'mean':  # falls linearly over the interval
-      w = f'{w} -> {after:.4f}'
-      effective = f'{effective} -> {after * row["learning_rate"]:.3e}'
-    rows.append(
-      [
-        f'{row["step"]} {row["item"]}',
-        f'{row["step"] * tokens:,}',
-        f'{row["learning_rate"]:.3e}',
-        f'{row["coefficient"]:.6f}',
-        w,
-        effective,
-      ]
-    )
-  header = ['checkpoint', 'tokens', 'LR used', 'c', 'w', 'effective LR']
+    mean = row['item'] == 'mean'  # falls linearly over the interval
+    w = f'{row["multiplier"]:.4f}' + (f' -> {after:.4f}' if mean else '')
+    cells = [f'{row["step"]} {row["item"]}', f'{row["coefficient"]:.6f}', w]
+    if tokens:
+      rate = row['learning_rate']
+      effective = f'{row["effective_learning_rate"]:.3e}'
+      effective += f' -> {after * rate:.3e}' if mean else ''
+      cells[1:1] = [f'{row["step"] * tokens:,}', f'{rate:.3e}']
+      cells.append(effective)
+    rows.append(cells)
+  header = ['checkpoint', 'c', 'w']
+  if tokens:
+    header = ['checkpoint', 'tokens', 'LR used', 'c', 'w', 'effective LR']
   show.table(header, rows)
   print(
     'w: what the updates between the checkpoint before and this one are '
     'multiplied by; 1 before the first.'
   )
-  if not about['method']['means']:
+  if not tokens:
+    print('The learning rates used are not known here: w x LR is the result.')
+  if not about['method'].get('means'):
     print(
       f'The noise of {about["effective_count"]:.1f} independent checkpoints '
       'is averaged (1 / sum c^2).'

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm import checkpoint
+from lm import checkpoint, log
 
 
 class Verifier:
@@ -31,6 +31,17 @@ class Verifier:
     mark = block_fingerprint(block, index, self._shapes[leaf])
     old = self._sums.get((item, leaf), 0)
     self._sums[item, leaf] = (old + mark) & 0xFFFFFFFF
+
+  def save(self, path: pathlib.Path) -> None:
+    """Writes what this process has seen of the blocks."""
+    rows = [[i and str(i), leaf, x] for (i, leaf), x in self._sums.items()]
+    log.write_json(path, {'sums': rows})
+
+  def load(self, path: pathlib.Path) -> None:
+    """Adds what another process has seen."""
+    for item, leaf, mark in log.read_json(path)['sums']:
+      key = item and pathlib.Path(item), leaf
+      self._sums[key] = (self._sums.get(key, 0) + mark) & 0xFFFFFFFF
 
   def check(self) -> None:
     """Raises: Damaged: what was read is not what was saved."""

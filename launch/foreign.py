@@ -1,0 +1,166 @@
+"""Checkpoints of other programs: what to merge of them (not a command)."""
+
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from launch.emulation import Plan
+from lm import spec
+from lm.errors import UserError, did_you_mean
+from merging.engine import items, safetensors
+
+# Orbax items of a checkpoint that hold parameters, the likeliest first:
+# ours, nanodo's and simply's, MaxText's, a CheckpointManager's, plain Orbax's.
+_ITEMS = ('params', 'state', 'items', 'default', 'model', 'pytree')
+
+
+class Inputs(NamedTuple):
+  """Checkpoints in the order of their steps.
+
+  paths: Orbax items or safetensors folders.
+  tree: the part of their trees to merge; '' = all.
+  item: the name of the item in a checkpoint; '' where they are the same.
+  """
+
+  paths: list[pathlib.Path]
+  steps: list[int]
+  tree: str
+  item: str
+
+
+def plan(found: Inputs, method: Mapping[str, Any]) -> Plan:
+  """Gives them the coefficients of a method.
+
+  Raises:
+    UserError: from_run, which needs the learning rates of a run.
+  """
+  if method['name'] == 'from_run':
+    raise UserError('--method=from_run needs --run, which knows its rates.')
+  c = spec.build('merging', method, found.steps)
+  pairs = [(p, float(x)) for p, x in zip(found.paths, c, strict=True)]
+  return Plan(pairs, np.array([]), {})
+
+
+def inputs(paths: Sequence[str], steps: Sequence[int], tree: str) -> Inputs:
+  """Finds the checkpoints that --inputs, --steps and --tree name.
+
+  Args:
+    paths: checkpoints, or one folder whose subfolders are steps.
+    steps: of the checkpoints; of those in the folder to take.
+    tree: where the parameters are, as 'state.params': an Orbax item, then keys
+      of its tree; '' = find them.
+
+  Raises:
+    UserError: no such checkpoint, steps that are not known or not different,
+      trees in which the parameters cannot be told from the rest.
+  """
+  found = [pathlib.Path(p) for p in paths]
+  for path in found:
+    if not path.exists():
+      raise UserError(f"--inputs: '{path}' does not exist.")
+  if len(found) == 1 and not _is_checkpoint(found[0]):
+    found, steps = _in_folder(found[0], steps)
+  if len(found) < 2:
+    raise UserError(f'--inputs: {len(found)} checkpoint; a merge needs two.')
+  numbers = list(steps) or [_step(p) for p in found]
+  if len(numbers) != len(found):
+    raise UserError(f'--steps has {len(numbers)} for {len(found)} inputs.')
+  if len(set(numbers)) < len(numbers):
+    raise UserError(f'--steps={numbers}: each checkpoint has its own step.')
+  pairs = sorted(zip(numbers, found, strict=True))
+  places = [_item(p, tree) for _, p in pairs]
+  trees = {t for _, t in places}
+  if len(trees) > 1:
+    raise UserError(
+      f'--inputs have their parameters in different places: {sorted(trees)}; '
+      'name one with --tree.'
+    )
+  paths = [p for p, _ in places]
+  item = paths[-1].name if paths[-1] != pairs[-1][1] else ''
+  return Inputs(paths, [n for n, _ in pairs], trees.pop(), item)
+
+
+def _is_checkpoint(path):
+  # An item that is named like a step is itself a checkpoint.
+  named = [p for p in _sub(path) if _is_item(p) and not p.name.isdecimal()]
+  return safetensors.found(path) or _is_item(path) or bool(named)
+
+
+def _is_item(path):
+  return (path / '_METADATA').is_file()
+
+
+def _sub(path):
+  return (
+    sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+  )
+
+
+def _in_folder(folder, steps):
+  """Returns the checkpoints FOLDER/<step> or FOLDER/<name>-<step>."""
+  saved = {}
+  for path in filter(_is_checkpoint, _sub(folder)):
+    if '.orbax-checkpoint-tmp' not in path.name:
+      saved.setdefault(_step(path), []).append(path)
+  missing = [s for s in steps if s not in saved]
+  if missing or not saved:
+    legal = ', '.join(map(str, sorted(saved))) or 'none'
+    what = f'step {missing[0]}' if missing else 'checkpoints'
+    raise UserError(f"--inputs: '{folder}' has no {what}; it has: {legal}.")
+  chosen = list(steps) or sorted(saved)
+  for step in chosen:
+    if len(saved[step]) > 1:
+      names = ', '.join(p.name for p in saved[step])
+      raise UserError(f"--inputs: '{folder}' has step {step} twice: {names}.")
+  return [saved[s][0] for s in chosen], chosen
+
+
+def _step(path):
+  """Returns the number at the end of a name; items stand in their step."""
+  for name in (path.name, path.absolute().parent.name):
+    if digits := re.search(r'(\d+)$', pathlib.Path(name).stem):
+      return int(digits[1])
+  raise UserError(
+    f"--inputs: '{path}' does not end in a step; give all with --steps=1,2,..."
+  )
+
+
+def _item(path, tree):
+  """Returns the item below a checkpoint, and the part of its tree."""
+  if safetensors.found(path):
+    return path, tree
+  if _is_item(path):
+    return path, tree or _parameters(path)
+  names = [p.name for p in _sub(path) if _is_item(p)]
+  head, _, rest = tree.partition('.')
+  if head in names:
+    return path / head, rest or _parameters(path / head)
+  if tree:
+    raise UserError(
+      f"--tree={tree}: '{path}' has no item '{head}'; it has: "
+      f'{", ".join(names) or "none"}.{did_you_mean(head, names)}'
+    )
+  likely = [n for n in _ITEMS if n in names] or names
+  if not likely or (likely[0] not in _ITEMS and len(likely) > 1):
+    raise UserError(
+      f"'{path}' has the items {names or 'none'}; name one with --tree=ITEM."
+    )
+  return path / likely[0], _parameters(path / likely[0])
+
+
+def _parameters(item):
+  """Returns 'params' if the tree has it beside other things, '' = all."""
+  keys = list(items.Item(item.resolve()).leaves.values())
+  top = {k[0] for k in keys}
+  if 'params' in top and len(top) > 1:
+    return 'params'
+  others = [k for k in top if re.match(r'opt|step|tx$|rng', k)]
+  if others:
+    raise UserError(
+      f"'{item}' holds more than parameters ('{others[0]}'); name them with "
+      f'--tree: {", ".join(sorted(top))}.'
+    )
+  return ''
