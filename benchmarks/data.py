@@ -25,7 +25,7 @@ _SHAPES = [(256, 16, 15_000), (1024, 32, 500_000), (1024, 512, 2_000_000)]
 
 def _ours(shard: np.ndarray, t: int, b: int) -> Callable[[int], np.ndarray]:
   windows = data.Windows(tokens.Stream([shard]), t, 50304)
-  return data.Batches(windows, b, seed=0).batch
+  return data.Batches(windows, b, data.shuffled(len(windows), seed=0)).batch
 
 
 def _plain(shard: np.ndarray, t: int, b: int) -> Callable[[int], np.ndarray]:

@@ -60,6 +60,10 @@ def get_config(arg: str = '') -> ConfigDict:
   c.data.source = 'python_source'  # or 'text' (files) or 'bin' (token shards)
   c.data.train = ''  # glob of the training files of 'text' and 'bin'
   c.data.eval = ''  # glob of the validation files of 'text' and 'bin'
+  c.data.order = ''  # by score: 'ascend' (best last), 'descend'; '' = shuffled
+  c.data.score = ''  # 'compressibility', or 'file': FILE.score.npy beside each
+  c.data.order_begin = 0  # step from which on the data are sorted, and ...
+  c.data.order_end = 0  # ... the step at which that ends; shuffled elsewhere
 
   # --- validation, on a fixed set of sequences
   c.eval = ConfigDict()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from lm import sources, tokens
+from lm import curriculum, sources, tokens
 from lm.errors import UserError
 
 _MAX_WINDOWS = 2**32  # grain shuffles 32-bit indices
@@ -71,16 +71,10 @@ class Windows:
 class Batches:
   """Random access to the training batches of a run."""
 
-  def __init__(self, windows: Windows, batch_size: int, seed: int):
-    import grain  # 0.1-1 s: not at the import of this module, for fast --help
-
-    order = grain.MapDataset.range(len(windows)).seed(seed)
-    # Twice: one shuffle of grain is a cipher of 4 rounds, visibly regular at
-    # some sizes. At 65,536 windows the mean window index of 16 rows then
-    # spreads 4 times less than at random, which makes gradients less noisy.
-    self._order = order.shuffle().shuffle().repeat()
+  def __init__(self, windows: Windows, batch_size: int, order: Sequence[int]):
     self._windows = windows
     self._batch_size = batch_size
+    self._order = order
 
   def batch(
     self, step: int, rows: list[tuple[int, int]] | None = None
@@ -100,6 +94,17 @@ class Batches:
     return self._windows.read([self._order[i] for i in wanted])
 
 
+def shuffled(n: int, seed: int) -> Sequence[int]:
+  """Returns `n` windows in random order, then in another one, for ever."""
+  import grain  # 0.1-1 s: not at the import of this module, for fast --help
+
+  order = grain.MapDataset.range(n).seed(seed)
+  # Twice: one shuffle of grain is a cipher of 4 rounds, visibly regular at
+  # some sizes. At 65,536 windows the mean window index of 16 rows then
+  # spreads 4 times less than at random, which makes gradients less noisy.
+  return order.shuffle().shuffle().repeat()
+
+
 def build(config: ConfigDict) -> Data:
   """Opens the data of a run and checks it before anything compiles.
 
@@ -114,6 +119,7 @@ def build(config: ConfigDict) -> Data:
       raise UserError(f'{knob}={config[knob]} must be at least 1.')
   if config.seed < 0:
     raise UserError(f'seed={config.seed} must not be negative.')
+  curriculum.check(config)
   corpus = sources.load(config)
   parts = (corpus.train, corpus.evaluation)
   if sum(p.nbytes for p in parts) <= tokens.WHOLE:
@@ -133,9 +139,13 @@ def build(config: ConfigDict) -> Data:
     )
   eval_tokens_ES = _validation(evaluation, config.eval.num_sequences, t)
   fingerprint = tokens.fingerprint(parts)
+  order = shuffled(len(train), config.seed)
+  if config.data.order:
+    order = curriculum.apply(config, corpus.train, order)
+    fingerprint = curriculum.fingerprint(fingerprint, order)
   sizes = [f'{len(p) / 1e6:.1f} M{corpus.unit}' for p in parts]
   return Data(
-    Batches(train, config.batch_size, config.seed),
+    Batches(train, config.batch_size, order),
     eval_tokens_ES,
     corpus.bytes_per_token,
     fingerprint,

@@ -77,6 +77,17 @@ def is_bytes(config: ConfigDict) -> bool:
   return config.data.source != 'bin'
 
 
+def train_sizes(config: ConfigDict) -> list[tuple[str, int]]:
+  """Returns the training files in the order of their tokens, and how many.
+
+  Of bytes with the separator behind each file. Needs data.eval.
+  """
+  files = _two_globs(config)[0]
+  if is_bytes(config):
+    return [(f, pathlib.Path(f).stat().st_size + 1) for f in files]
+  return [(f, tokens.open_shard(f).tokens.size) for f in files]
+
+
 def split_by_hash(names: Sequence[str]) -> tuple[list[int], list[int]]:
   """Splits files by the sha256 of their names, about 5 % for validation.
 

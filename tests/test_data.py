@@ -158,7 +158,7 @@ def test_shuffle_is_as_irregular_as_a_random_order():
 
   n = 65_536
   stream = tokens.Stream([np.zeros(n + 1, np.uint8)])
-  ours = data.Batches(data.Windows(stream, 1, 256), 16, seed=0)._order
+  ours = data.shuffled(len(data.Windows(stream, 1, 256)), seed=0)
   once = grain.MapDataset.range(n).seed(0).shuffle().repeat()
   first, second = order_of(ours, n), order_of(ours, n, epoch=1)
   # Standard error of a standard deviation over 4,096 batches: 1.1 %.

@@ -1,0 +1,147 @@
+"""Order of the data by quality, learning rate and averaging: do they interact?
+
+  python -m benchmarks.curriculum --seeds=2        about 10 minutes on 2 cores
+
+The experiment of arXiv 2511.18903 where quality is known: documents of Python
+source in which a share of the bytes, 0 to 0.5, is replaced by random ones. One
+pass, shuffled, ascending, descending, or ascending in the last 30 %; constant
+learning rate, decayed over the last 30 % to a third, or to zero; the last
+checkpoint, or an average of the last six. Validation on clean text.
+"""
+
+import argparse
+import pathlib
+import tempfile
+
+import jax
+import numpy as np
+
+from configs import base
+from lm import loop, sources
+from lm.run import Run
+from merging import ema, uniform
+
+BATCH, STEPS, DECAY, EVERY = 8, 400, 120, 20  # sequences; steps
+DOCUMENT = 4096  # bytes
+MOST = 0.5  # share of random bytes in the worst document
+ORDERS = ('shuffled', 'ascend', 'descend', 'tail')
+FINALS = {'constant': None, 'to 1/3': 1 / 3, 'to 0': 0.0}
+AVERAGES = {
+  'last': lambda steps: np.eye(len(steps))[-1],
+  'SMA6': uniform.uniform,
+  'EMA6': ema.ema,
+}
+
+
+def config(folder, order, final, seed):
+  """The run of one order and one learning rate at the end."""
+  name = 'constant' if final is None else 'wsd'
+  c = base.get_config(f'size=nano,schedule={name}')
+  c.seed, c.num_steps, c.batch_size, c.learning_rate = seed, STEPS, BATCH, 3e-3
+  if final is None:
+    c.schedule.warmup_steps = EVERY
+  else:
+    c.schedule.update(
+      {'warmup': EVERY / STEPS, 'decay': DECAY / STEPS, 'final': final}
+    )
+  c.data.update({'source': 'text', 'train': f'{folder}/train/*.txt',
+                 'eval': f'{folder}/clean.txt'})  # fmt: skip
+  if order != 'shuffled':
+    up = 'descend' if order == 'descend' else 'ascend'
+    begin = STEPS - DECAY if order == 'tail' else 0
+    c.data.update({'order': up, 'score': 'file', 'order_begin': begin,
+                   'order_end': STEPS})  # fmt: skip
+  c.eval.update({'num_sequences': 1024, 'every_steps': 0})
+  c.checkpoint.update({'every_steps': EVERY, 'mean': False})
+  c.log_every_steps = 50
+  return c
+
+
+def write_corpus(folder, seed):
+  """Documents with their share of random bytes, and clean validation text."""
+  c = base.get_config('size=nano')
+  corpus = sources.load(c)
+  rng = np.random.default_rng(seed)
+  number = BATCH * c.seq_len * STEPS // DOCUMENT + 1
+  first = int(rng.integers(len(corpus.train) - number * DOCUMENT))
+  text = corpus.train.read(first, first + number * DOCUMENT)
+  (folder / 'train').mkdir()
+  rates = rng.permutation(np.linspace(0, MOST, number))
+  for i, (document, rate) in enumerate(
+    zip(text.reshape(number, DOCUMENT), rates, strict=True)
+  ):
+    wrong = rng.random(DOCUMENT) < rate
+    noise = rng.integers(0, 256, DOCUMENT, np.uint8)
+    path = folder / 'train' / f'{i:05}.txt'
+    path.write_bytes(np.where(wrong, noise, document).tobytes())
+    np.save(f'{path}.score.npy', -rate)
+  clean = corpus.evaluation.read(0, len(corpus.evaluation))
+  (folder / 'clean.txt').write_bytes(clean.tobytes())
+
+
+def losses(path):
+  """Loss on clean text of each average of the last six checkpoints."""
+  run = Run(path)
+  steps = run.steps[-6:]
+  params = [run.params(s) for s in steps]
+  found = {}
+  for name, coefficients in AVERAGES.items():
+    c = coefficients(steps)
+    mean = jax.tree.map(lambda *x: sum(map(np.multiply, c, x)), *params)  # noqa: B023
+    mean = jax.tree.map(np.float32, mean)
+    found[name] = float(run.losses(mean).mean())
+  return found
+
+
+def experiment(folder, seed):
+  """{(order, final, average): loss}; the decays are branches of one trunk."""
+  write_corpus(folder, seed)
+  found = {}
+  for order in ORDERS:
+    trunk = folder / order
+    for name, final in FINALS.items():
+      path = trunk if final is None else folder / f'{order}-{final:.2f}'
+      c = config(folder, order, final, seed)
+      if final is not None:
+        c.branch = f'{trunk}@{STEPS - DECAY}'
+      status = loop.train(c, str(path))
+      if status != 'done':
+        raise SystemExit(f'{path}: {status}')
+      for average, loss in losses(path).items():
+        found[order, name, average] = loss
+        print(
+          f'seed {seed}: {order}, {name}, {average}: {loss:.4f}', flush=True
+        )
+  return found
+
+
+def report(found):
+  """Prints means over seeds, and the interaction of order and learning rate."""
+  print(
+    f'\n| order | {" | ".join(f"{f}, {a}" for f in FINALS for a in AVERAGES)} |'
+  )
+  print('|---' * (1 + len(FINALS) * len(AVERAGES)) + '|')
+  of = lambda *key: np.array([x[key] for x in found])
+  for order in ORDERS:
+    row = [f'{of(order, f, a).mean():.4f}' for f in FINALS for a in AVERAGES]
+    print(f'| {order} | {" | ".join(row)} |')
+  gain = lambda f, a: of('shuffled', f, a) - of('ascend', f, a)
+  print('\nGain of ascending over shuffled, minus that gain with decay to 0:')
+  for a in AVERAGES:
+    for f in ('constant', 'to 1/3'):
+      each = gain(f, a) - gain('to 0', a)
+      print(f'{f}, {a}: {each.mean():+.4f}  seeds {np.round(each, 4).tolist()}')
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--seeds', type=int, default=2)
+  found = []
+  for seed in range(parser.parse_args().seeds):
+    with tempfile.TemporaryDirectory() as folder:
+      found.append(experiment(pathlib.Path(folder), seed))
+    report(found)
+
+
+if __name__ == '__main__':
+  main()
