@@ -81,6 +81,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.checkpoint.ema = ''  # power EMAs, by relative width; '0.05,0.1' is typical
   c.log_nuclear_norm = False  # grad/nuclear, for launch.refine; slow (SVD)
   c.log_every_steps = 1  # steps between two lines of metrics.jsonl
+  c.diagnostics = False  # per role: decay, norms, bounds (lm/diagnostics.py)
   c.max_bad_steps = 10  # non-finite steps in a row until status 'diverged'
 
   # --- where the run starts (empty = from scratch)

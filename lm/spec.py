@@ -112,6 +112,12 @@ def build(
     raise
 
 
+def extra(package: str, name: str, function: str) -> Callable[..., Any] | None:
+  """Returns what else `package/name.py` defines by that name, or None."""
+  get(package, name)
+  return getattr(importlib.import_module(f'{package}.{name}'), function, None)
+
+
 def parse(arg: str, **defaults: str) -> dict[str, str]:
   """Parses the part of --config behind the colon: 'size=124m,optimizer=muon'.
 

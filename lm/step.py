@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lm import averages, follow, loss, norms, spec
+from lm import averages, diagnostics, follow, loss, norms, spec
 from lm.model import Model
 from lm.state import TrainState
 
@@ -96,6 +96,8 @@ def build_train(config: ConfigDict, model: Model) -> Callable[..., Any]:
     }
     if config.log_nuclear_norm:
       metrics['grad/nuclear'] = norms.nuclear(grads, model.axes)
+    if config.diagnostics:
+      metrics |= _diagnostics(config, model, state, grads, l2, rate, traced)
     return new, metrics
 
   return train_step
@@ -145,6 +147,11 @@ def _gradient(config, model, params, tokens_BS, traced):
 
 
 def _update(config, model, state, grads, l2, rate, traced):
+  updates, opt_state = _transform(config, model, state, grads, l2, rate, traced)
+  return optax.apply_updates(state.params, updates), opt_state
+
+
+def _transform(config, model, state, grads, l2, rate, traced):
   clip = traced['clip_norm']
   scale = jnp.where(clip > 0, jnp.minimum(1.0, clip / (l2 + 1e-6)), 1.0)
   grads = jax.tree.map(lambda g: g * scale, grads)
@@ -156,8 +163,23 @@ def _update(config, model, state, grads, l2, rate, traced):
     traced['learning_rate'],
     floats=traced['optimizer'],
   )
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  return optax.apply_updates(state.params, updates), opt_state
+  return tx.update(grads, state.opt_state, state.params)
+
+
+def _diagnostics(config, model, state, grads, l2, rate, traced):
+  def update(floats):
+    changed = {**traced, 'optimizer': floats}
+    return _transform(config, model, state, grads, l2, rate, changed)[0]
+
+  return diagnostics.measure(
+    config,
+    model.axes,
+    state.params,
+    state.opt_state,
+    update,
+    (rate, traced['learning_rate']),
+    traced['optimizer'],
+  )
 
 
 def _running_mean(config, state, params):

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optimizers.parts.decay import descend
+from optimizers.parts import saturation
+from optimizers.parts.decay import descend, rate
 
 
 class LionState(NamedTuple):
@@ -51,3 +52,11 @@ def lion(
     weight_decay=weight_decay,
     decay=decay,
   )
+
+
+def diagnostics(
+  params, opt_state, axes, learning_rate, peak, *, weight_decay, decay, **_
+):
+  """What a run may log: see parts/saturation.py."""
+  wd = rate(decay, weight_decay, learning_rate, peak)
+  return saturation.measure('l1', params, opt_state, axes, weight_decay=wd)

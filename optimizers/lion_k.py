@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from optimizers.lion import LionState
-from optimizers.parts import choices, kernels, roles
-from optimizers.parts.decay import descend
+from optimizers.parts import choices, kernels, roles, saturation
+from optimizers.parts.decay import descend, rate
 
 
 def lion_k(
@@ -27,22 +27,25 @@ def lion_k(
     c = b1 mu + (1 - b1) g;  u = grad K(c);  mu <- b2 mu + (1 - b2) g
 
   kernel: see parts/kernels.py; 'l1' is Lion. epsilon is the e of a kernel, in
-  units of the RMS of c if relative ('topk': a fraction of the entries). Bounds
-  on x hold for 0 < b1 <= b2 < 1. State: mu.
+  units of the RMS of c if relative ('topk': a fraction of the entries). The
+  minimum that parts/kernels.py states needs 0 < b1 <= b2 < 1. State: mu.
   Differs from the paper: the relative epsilon.
   """
   choices.check('kernel', kernel, kernels.KERNELS)
-  gradient = kernels.KERNELS[kernel].gradient
+  if isinstance(b1, float) and isinstance(b2, float) and b1 > b2:
+    raise ValueError(
+      f'b1={b1} must not exceed b2={b2}: otherwise it is unknown what Lion-K '
+      "minimises; optimizer 'lion' takes any two."
+    )
 
   def direction(g, mu, a):
     c = (1 - b1 / b2) * g + b1 / b2 * mu  # with the new mu, as in lion.py
-    whole = tuple(i for i in range(g.ndim) if i not in a.batch)
-    e = epsilon
-    if relative and kernel != 'topk':
-      rms = jnp.sqrt(jnp.mean(c**2, axis=whole, keepdims=True))
-      e = epsilon * jnp.where(rms > 0, rms, 1)
-    grouped = kernel == 'group' and a.role != 'vector'
-    return gradient(c, e, tuple(a.inputs) if grouped else whole)
+    e = kernels.scale(kernel, c, a, epsilon, relative)
+    k, view, dims = kernels.arrange(kernel, c, a)
+    u = k.gradient(view, e, dims)
+    if k is kernels.KERNELS['nuclear']:
+      return roles.from_matrices(u, a, c.shape)
+    return u
 
   def init(params):
     return LionState(jax.tree.map(jnp.zeros_like, params))
@@ -60,4 +63,20 @@ def lion_k(
     peak,
     weight_decay=weight_decay,
     decay=decay,
+  )
+
+
+def diagnostics(
+  params, opt_state, axes, learning_rate, peak, *, weight_decay, decay,
+  kernel, epsilon, relative, **_
+):  # fmt: skip
+  """What a run may log: see parts/saturation.py; e is in units of mu."""
+  return saturation.measure(
+    kernel,
+    params,
+    opt_state,
+    axes,
+    weight_decay=rate(decay, weight_decay, learning_rate, peak),
+    epsilon=epsilon,
+    relative=relative,
   )

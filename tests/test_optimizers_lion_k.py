@@ -17,11 +17,13 @@ from tests import optimizer_problem as problem
 
 KERNELS = kernels.KERNELS
 X = [0.5, -0.2, 1.0, 0.1, -2.0, 0.3]
+DIMS = {'group': (1,), 'nuclear': (0, 1)}
 E = {'topk': 1 / 3}  # 2 of 6; e = 0.3 for all others
 VALUES = {  # K(X), computed from the definitions in float64
   'l1': 4.1, 'l2': 2.321637353, 'l3': 2.092414051, 'linf': 2.0,
   'quadratic': 2.695, 'soft': 2.6, 'topk': 3.0, 'huber': 3.283333333,
   'relativistic': 4.750547644, 'logcosh': 3.09581102, 'group': 3.565878884,
+  'nuclear': np.linalg.norm(np.reshape(X, (3, 2)), 'nuc'),
 }  # fmt: skip
 GRADIENTS = {
   'huber': [1, -2 / 3, 1, 1 / 3, -1, 1],
@@ -33,8 +35,10 @@ each = pytest.mark.parametrize('name', KERNELS)
 
 
 def _shaped(name, x):
-  """Groups of two for 'group', one tensor for all others."""
-  return (x.reshape(3, 2), (1,)) if name == 'group' else (x, (0,))
+  """Groups of two for 'group', a matrix for 'nuclear', else one vector."""
+  if name in DIMS:
+    return x.reshape(3, 2), DIMS[name]
+  return x, (0,)
 
 
 @functools.cache
@@ -95,8 +99,8 @@ def test_l1_is_the_lion_of_optax_and_scanned_layers_are_separate():
   x, grads = np.ones((3, 4)), problem.normal((3, 4))
   ours = lion_k(0.01, kernel='l1')
   theirs = optax.lion(0.01, weight_decay=1.0)
-  np.testing.assert_allclose(
-    problem.run(ours, x, grads), problem.run(theirs, x, grads), atol=1e-15
+  np.testing.assert_array_equal(
+    problem.run(ours, x, grads), problem.run(theirs, x, grads)
   )
   stack = np.stack([grads[0], 100 * grads[1]])
   for name in KERNELS:
@@ -105,6 +109,50 @@ def test_l1_is_the_lion_of_optax_and_scanned_layers_are_separate():
     for i in (0, 1):
       one = problem.run(tx, np.zeros((3, 4)), [stack[i]])[0]
       np.testing.assert_allclose(both[i], one, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+  ('kernel', 'mode', 'e', 'knobs'),
+  [
+    ('huber', 'refined', 1.0, {}),
+    ('logcosh', 'smooth', 0.2, {'smooth_beta': 5.0}),
+  ],
+)
+def test_the_smooth_modes_of_optax(kernel, mode, e, knobs):
+  x, grads = np.ones((3, 4)), problem.normal((3, 4))
+  ours = lion_k(0.01, kernel=kernel, epsilon=e, relative=False)
+  theirs = optax.chain(
+    optax.scale_by_lion(mode=mode, **knobs),
+    optax.add_decayed_weights(1.0),
+    optax.scale_by_learning_rate(0.01),
+  )
+  np.testing.assert_allclose(
+    problem.run(ours, x, grads), problem.run(theirs, x, grads), atol=1e-14
+  )
+
+
+def test_nuclear_is_the_exact_polar_factor_of_each_matrix():
+  """Heads are outputs here; a vector is a matrix of one column."""
+  shape = (2, 5, 3, 4)  # layers, embed, heads, head_dim
+  axes = roles.Axes(('',) * 4, 'matrix', (1,), (2, 3), (0,))
+  g = problem.normal(shape, 1)
+  tx = lion_k(1.0, axes, kernel='nuclear')
+  moved = -problem.run(tx, np.zeros(shape), g)[0].reshape(2, 5, 12)
+  for got, matrix in zip(moved, g[0].reshape(2, 5, 12), strict=True):
+    u, _, v = np.linalg.svd(matrix, full_matrices=False)
+    np.testing.assert_allclose(got, u @ v, atol=1e-12)
+  tx = lion_k(1.0, kernel='nuclear')
+  moved = problem.run(tx, np.zeros(7), problem.normal((7,), 1))[0]
+  np.testing.assert_allclose(np.linalg.norm(moved), 1)
+
+
+def test_a_momentum_too_short_for_the_theory_is_refused():
+  with pytest.raises(ValueError) as e:
+    lion_k(0.1, b1=0.99, b2=0.9)
+  assert str(e.value) == (
+    'b1=0.99 must not exceed b2=0.9: otherwise it is unknown what Lion-K '
+    "minimises; optimizer 'lion' takes any two."
+  )
 
 
 def test_groups_are_the_inputs_of_a_neuron():
@@ -127,12 +175,10 @@ def _lyapunov(name, lr, num_steps, b1=0.9, b2=0.99):
   c = lr b1 / ((1 - b2) + lr (1 - b1)), both x and mu before step t.
   """
   k = KERNELS[name]
-  dims = (1,) if name == 'group' else (0,)
-  shape = (3, 2) if name == 'group' else (6,)
+  dims = DIMS.get(name, (0,))
+  shape = (3, 2) if name in DIMS else (6,)
   e = E.get(name, 0.3)
-  axes = (
-    roles.Axes(('',) * len(shape), 'matrix', dims) if dims == (1,) else None
-  )
+  axes = roles.Axes(('', ''), 'matrix', (1,), (0,)) if name in DIMS else None
   tx = lion_k(lr, axes, kernel=name, epsilon=e, relative=False, b1=b1, b2=b2)
   f = lambda x: (x.ravel() - STAR) @ A @ (x.ravel() - STAR) / 2
   c = lr * b1 / ((1 - b2) + lr * (1 - b1))
@@ -171,7 +217,10 @@ def test_the_lyapunov_function_falls(name):
 
 
 def test_it_rises_if_the_momentum_is_shorter_than_the_interpolation():
-  assert np.diff(_lyapunov('l1', 1e-2, 2000, b1=0.99, b2=0.9)).max() > 1e-3
+  assert (
+    np.diff(_lyapunov('l1', 1e-2, 2000, *map(jnp.asarray, (0.99, 0.9)))).max()
+    > 1e-3
+  )
 
 
 def test_excess_over_the_box_shrinks_as_predicted():
@@ -184,3 +233,40 @@ def test_excess_over_the_box_shrinks_as_predicted():
   excess = 0.5 * np.abs(np.r_[10.0, x.ravel()]) - 1
   want = [4.0, 3.7, 3.415, 3.144, 2.887, 2.643]
   np.testing.assert_allclose(excess, want, atol=6e-4)
+
+
+BOUNDS = {  # what wd x stays inside of, by the kernel
+  'l1': np.abs, 'soft': np.abs, 'huber': np.abs, 'relativistic': np.abs,
+  'logcosh': np.abs, 'l2': np.linalg.norm,
+  'nuclear': lambda x: np.linalg.norm(x, 2), 'linf': lambda x: np.abs(x).sum(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', BOUNDS)
+def test_a_trained_network_reaches_its_bound_and_keeps_it(name):
+  """Weights start outside, and the excess falls like (1 - lr wd)^t."""
+  rng = np.random.default_rng(0)
+  data, first, second = (
+    jnp.asarray(rng.standard_normal(s)) for s in ((64, 8), (8, 16), (16, 4))
+  )
+  target = jnp.tanh(data @ first / 3) @ second / 4
+
+  def loss(w):
+    return jnp.mean((jnp.tanh(data @ w['a']) @ w['b'] - target) ** 2)
+
+  tx = lion_k(0.005, kernel=name, epsilon=0.5, weight_decay=2.0)
+
+  def body(carry, _):
+    w, state = carry
+    updates, state = tx.update(jax.grad(loss)(w), state, w)
+    w = jax.tree.map(jnp.add, w, updates)
+    return (w, state), (w, loss(w))
+
+  w = {'a': 3 * first, 'b': 3 * second}
+  run = jax.jit(lambda w: jax.lax.scan(body, (w, tx.init(w)), length=1000)[1])
+  trace, losses = jax.device_get(run(w))
+  for leaf in trace.values():
+    bound = np.array([np.max(BOUNDS[name](2.0 * x)) for x in leaf[::50]])
+    assert bound[0] > 3
+    assert (bound < 1.001 + bound[0] * 0.99 ** np.arange(0, 1000, 50)).all()
+  assert losses[-1] < losses[0]

@@ -85,7 +85,7 @@ def descend(
       learning_rate,
     )
 
-  rate = _rate(decay, weight_decay, learning_rate, peak)
+  shrink = rate(decay, weight_decay, learning_rate, peak)
   mode = decay_masks.canonical(decay)
 
   def before(g, x, a):
@@ -98,7 +98,7 @@ def descend(
     if mode in decay_masks.MODES:
       key = decay_masks.key(count, path)
       x, u = decay_masks.masked(decay, x, u, g, batch=a.batch, key=key)
-    return -learning_rate * (u + rate * x)
+    return -learning_rate * (u + shrink * x)
 
   def update(updates, state, params=None):
     if params is None and jax.tree.leaves(updates):
@@ -175,8 +175,13 @@ def scaled(learning_rate: Rate | None, ratio: float | jax.Array) -> Rate | None:
   return ratio * learning_rate
 
 
-def _rate(decay, weight_decay, learning_rate, peak):
-  """Returns what multiplies x before the learning rate does."""
+def rate(
+  decay: str,
+  weight_decay: float | jax.Array,
+  learning_rate: float | jax.Array,
+  peak: float | jax.Array | None,
+) -> float | jax.Array:
+  """Returns what multiplies x in u + ... x, before the learning rate does."""
   peak = jnp.asarray(learning_rate if peak is None else peak)
   safe = jnp.where(peak == 0, 1, peak)  # a peak of 0 never moves anything
   if decay == 'independent':

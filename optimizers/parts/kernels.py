@@ -14,9 +14,11 @@ what K* makes of the parameters (2310.05898, table 2).
   'huber'         m^2 / 2e, |m| - e/2 beyond e  e wd/2 sum x^2, in the box
   'relativistic'  sum sqrt(m^2 + e^2)           -e/wd sum sqrt(1 - (wd x)^2)
   'logcosh'       e sum log cosh(m / e)         an entropy, in the box
+  'nuclear'       sum of singular values        spectral norm of x <= 1 / wd
 
 'group' is 'l2' for the inputs of each output neuron; all others act on a whole
 parameter, each layer of a stack by itself. For 'topk' k is e times the size.
+'nuclear' is Muon with an exact polar factor (2506.15054), and 'l2' for vectors.
 """
 
 from collections.abc import Callable
@@ -25,6 +27,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import xlogy
+
+from optimizers.parts import roles
 
 Dims = tuple[int, ...]
 Array = jax.Array
@@ -93,6 +97,19 @@ def _topk_conjugate(y, e, dims):
   return _box(y, _inside(total <= k * _SLACK, 0.0), dims)
 
 
+def _singular(x, dims):
+  """Returns the decomposition of a stack of matrices in the last two dims."""
+  if len(dims) != 2:
+    raise ValueError(f"kernel='nuclear' needs 2 dimensions, not {len(dims)}.")
+  u, s, v = jnp.linalg.svd(x, full_matrices=False)
+  return u, s, v
+
+
+def _polar(x, e, dims):
+  u, s, v = _singular(x, dims)
+  return (u * (s > 1e-7 * s[..., :1])[..., None, :]) @ v
+
+
 def _lp(p):
   q = p / (p - 1)
   return Kernel(
@@ -151,4 +168,43 @@ KERNELS = {
     lambda x, e, d: jnp.tanh(x / e),
     lambda y, e, d: _box(y, e * _sum(_entropy(jnp.clip(y, -1, 1)), d), d),
   ),
+  'nuclear': Kernel(
+    lambda x, e, d: _singular(x, d)[1].sum(-1)[..., None, None],
+    _polar,
+    lambda y, e, d: _inside(
+      _singular(y, d)[1].max(-1)[..., None, None] <= _SLACK, 0.0
+    ),
+  ),
 }
+
+
+def arrange(
+  name: str, m: Array, axes: roles.Axes
+) -> tuple[Kernel, Array, Dims]:
+  """Returns the kernel for a parameter, m as it wants it, and what to reduce.
+
+  Only 'nuclear' wants another shape, that of `roles.to_matrices`.
+  """
+  whole = tuple(i for i in range(m.ndim) if i not in axes.batch)
+  if name == 'nuclear' and axes.role == 'vector':
+    return KERNELS['l2'], m, whole
+  if name == 'nuclear':
+    return KERNELS[name], roles.to_matrices(m, axes), (1, 2)
+  if name == 'group' and axes.role != 'vector':
+    return KERNELS[name], m, tuple(axes.inputs)
+  return KERNELS[name], m, whole
+
+
+def scale(
+  name: str,
+  m: Array,
+  axes: roles.Axes,
+  epsilon: Array | float,
+  relative: bool,
+) -> Array | float:
+  """Returns e: epsilon, or epsilon times the RMS of each matrix of m."""
+  if not relative or name == 'topk':
+    return epsilon
+  whole = tuple(i for i in range(m.ndim) if i not in axes.batch)
+  rms = jnp.sqrt(jnp.mean(m**2, axis=whole, keepdims=True))
+  return epsilon * jnp.where(rms > 0, rms, 1)
