@@ -72,7 +72,8 @@ def _print_focus(run, end, window, results, last, real) -> None:
   from launch import show
 
   rows = [[f'last checkpoint, step {end}', *show.loss(run, last), '', '']]
-  names = {'raw': 'raw checkpoints', 'means': 'interval means'}
+  names = {'raw': 'raw checkpoints', 'means': 'interval means',
+           'moments': 'means, moments', 'trackers': 'power EMAs'}  # fmt: skip
   found = [
     (f'emulated {job.shape}, {names[job.source]}', losses)
     for job, losses in results.items()

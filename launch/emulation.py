@@ -17,12 +17,13 @@ class Plan(NamedTuple):
   """What a merge will add.
 
   sources: (item directory, coefficient), oldest first.
-  learning_rates: mean of those used in the block that ends with each source.
+  learning_rates: mean of those used in the block that ends with each source;
+    None where sources are no blocks (launch/stored.py).
   about: {'end': step, 'window': steps}, for the provenance.
   """
 
   sources: sources.Sources
-  learning_rates: np.ndarray
+  learning_rates: np.ndarray | None
   about: dict[str, Any]
 
 
@@ -84,7 +85,7 @@ def plan(
   end = saved[-1] if end is None else end
   if window < 0 or window > end:
     raise UserError(f'window={window} must be from 1 to the end step, {end}.')
-  window = window or _fifth(saved, end)
+  window = window or fifth(saved, end)
   closed = method.get('grid') == 'block' or method['name'] == 'from_run'
   if means:
     knots = sources.mean_steps(run.path, end=end, window=window)
@@ -99,7 +100,7 @@ def plan(
   if not len(rates[knots[0] : end]):
     raise UserError(f'step {end} is not a step of the schedule of {run.path}.')
   if method['name'] != 'from_run':
-    _check_constant(run, rates[knots[0] : end])
+    check_constant(run, rates[knots[0] : end])
     if target:
       raise UserError(f'--target needs from_run, not {method["name"]}.')
   wanted = _target(run, target, end) if target else None
@@ -162,7 +163,7 @@ def _mean_rates(rates, knots, found):
   return np.array([at[before[s] if n == 'mean' else s] for n, s in steps])
 
 
-def _fifth(saved, end):
+def fifth(saved: Sequence[int], end: int) -> int:
   """Returns about a fifth of the steps, but at least two checkpoints."""
   before = [s for s in saved if s < end]
   starts = [s for s in before[:-1] if s <= 0.8 * end] or before[:1]
@@ -175,7 +176,8 @@ def _covered(knots, closed):
   return length if closed else length + round(length / (len(knots) - 1))
 
 
-def _check_constant(run, rates):
+def check_constant(run: Run, rates: np.ndarray) -> None:
+  """Refuses a window in which the learning rate varied."""
   if np.ptp(rates) <= 1e-6 * rates.max():
     return
   raise UserError(

@@ -10,11 +10,10 @@ import jax
 import numpy as np
 from rich import progress
 
-from launch import emulation
+from launch import emulation, stored
 from lm import checkpoint
 from lm.errors import UserError
 from lm.run import Run
-from merging.engine import sources
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,7 +23,7 @@ class Job:
   end: int
   window: int
   shape: str
-  source: str  # 'raw' or 'means'
+  source: str  # 'raw', 'means', 'moments' or 'trackers'
   plan: emulation.Plan
 
 
@@ -97,18 +96,23 @@ def jobs(
   shapes: Sequence[str],
   floor: float,
 ) -> list[Job]:
-  """Plans every shape for every cell; cells in focus from raw and means."""
-  with_means = sources.item(run.path, run.steps[-1], 'mean').is_dir()
+  """Plans every shape for every cell; in focus from all that is stored."""
+  kept = stored.available(run)
   planned = []
   for end, window in dict.fromkeys([*focus, *grid]):
     enough = sum(end - window < s <= end for s in run.steps) > 1
-    raw = ((end, window) in focus and enough) or not with_means
-    kinds = ['raw'] * raw + ['means'] * with_means
+    if (end, window) in focus:
+      kinds = ['raw'] * enough + kept
+    else:
+      kinds = ['means'] if 'means' in kept else ['raw']
     for source in kinds:
       for shape in shapes:
         method = emulation.parse_method(f'decay:shape={shape},floor={floor}')
-        means = source == 'means'
-        p = emulation.plan(run, method, means=means, end=end, window=window)
+        at = {'end': end, 'window': window}
+        if source in ('moments', 'trackers'):
+          p = stored.plan(run, method, source, **at)
+        else:
+          p = emulation.plan(run, method, means=source == 'means', **at)
         planned.append(Job(end, window, shape, source, p))
   return planned
 

@@ -6,6 +6,7 @@ r"""Merges checkpoints, of a run or of any program, into an ordinary one.
   python -m launch.merge --run=runs/a --steps=600,800,1000 --method=wma
   python -m launch.merge --run=runs/a --window=400 --method=from_run \
       --target=wsd:decay=0.4,shape=1-sqrt
+  python -m launch.merge --run=runs/a --stored=trackers --method=power_ema
 
   python -m launch.merge --inputs=CHECKPOINTS --steps=600,800 --out=MERGED
   python -m launch.merge --inputs=A,B,C --tree=state.params --out=MERGED
@@ -37,6 +38,12 @@ _EVERY = flags.DEFINE_integer('every', 1, 'least distance of two checkpoints')
 _STEPS = flags.DEFINE_list('steps', [], 'these checkpoints instead of a window')
 _MEANS = flags.DEFINE_bool(
   'means', False, 'interval means instead of raw checkpoints (method decay)'
+)
+_STORED = flags.DEFINE_string(
+  'stored',
+  '',
+  "'moments' (checkpoint.moment) or 'trackers' (checkpoint.ema; "
+  "'trackers:ridge=1e-4,nonnegative=True') instead of checkpoints",
 )
 _TARGET = flags.DEFINE_string(
   'target', '', 'of from_run: NAME:KEY=VALUE,... of schedules/NAME.py'
@@ -91,25 +98,27 @@ def main() -> None:
 
 
 def _merge_run(options) -> None:
-  from launch import emulation
+  from launch import emulation, stored
   from lm.run import Run
   from merging.engine import artifact
 
-  for flag in ('tree', 'out'):
-    if flags.FLAGS[flag].value:
-      raise UserError(f'--{flag} needs --inputs.')
+  _refuse(('tree', 'out'), 'needs --inputs')
   run = Run(_RUN.value)
   method = emulation.parse_method(_METHOD.value)
-  plan = emulation.plan(
-    run,
-    method,
-    means=_MEANS.value,
-    end=_END.value if _END.value >= 0 else None,
-    window=_WINDOW.value,
-    every=_EVERY.value,
-    steps=cli.integers('steps', _STEPS.value),
-    target=_TARGET.value,
-  )
+  at = {'end': _END.value if _END.value >= 0 else None, 'window': _WINDOW.value}
+  if _STORED.value:
+    _refuse(('means', 'every', 'steps', 'target'), 'does not go with --stored')
+    plan = stored.plan(run, method, _STORED.value, **at)
+  else:
+    plan = emulation.plan(
+      run,
+      method,
+      means=_MEANS.value,
+      **at,
+      every=_EVERY.value,
+      steps=cli.integers('steps', _STEPS.value),
+      target=_TARGET.value,
+    )
   if _CONTROL.value:
     plan = emulation.control(plan, _CONTROL.value, _SEED.value)
   about = artifact.provenance(
@@ -119,8 +128,11 @@ def _merge_run(options) -> None:
     learning_rates=plan.learning_rates,
     **options,
   )
-  _print(about, run.config.batch_size * run.config.seq_len)
-  name = _NAME.value or _default_name(method, plan.about, _MEANS.value)
+  if _STORED.value:
+    stored.describe(plan, about)
+  else:
+    _print(about, run.config.batch_size * run.config.seq_len)
+  name = _NAME.value or _default_name(method, plan.about)
   out = run.path / 'merged' / name
   if _done(out, about):
     return
@@ -176,9 +188,14 @@ def _group():
 def _check_inputs_flags():
   if not _OUT.value:
     raise UserError('--out is missing: the directory of the result.')
-  for flag in ('run', 'means', 'end', 'window', 'every', 'target', 'name'):
-    if flags.FLAGS[flag].value != flags.FLAGS[flag].default:
-      raise UserError(f'--{flag} needs --run; --inputs take --steps.')
+  runs = ('run', 'means', 'stored', 'end', 'window', 'every', 'target', 'name')
+  _refuse(runs, 'needs --run; --inputs take --steps')
+
+
+def _refuse(names, why):
+  for name in names:
+    if flags.FLAGS[name].value != flags.FLAGS[name].default:
+      raise UserError(f'--{name} {why}.')
 
 
 def _done(out, about) -> bool:
@@ -265,17 +282,17 @@ def _print(about, tokens=0) -> None:
     )
 
 
-def _default_name(method, about, means) -> str:
+def _default_name(method, about) -> str:
   defaults = spec.knobs('merging', method['name'])
   knobs = [
     f'{k}={v}' for k, v in method.items() if k != 'name' and v != defaults[k]
   ]
-  what = 'means' if means else 'raw'
+  what = _STORED.value or ('means' if _MEANS.value else 'raw')
   window = f'{about["window"]}at{about["end"]}'
-  marks = [f'{k}={about[k]}' for k in ('control', 'seed') if k in about]
-  if 'target' in about:
-    marks.append(re.sub(r'[^\w.=+-]', '-', f'target={about["target"]}'))
-  return '-'.join([method['name'], *knobs, what, window, *marks])
+  known = [k for k in ('control', 'seed', 'target') if k in about]
+  marks = [f'{k}={about[k]}' for k in known]
+  parts = [method['name'], *knobs, what, window, *marks]
+  return re.sub(r'[^\w.=+-]', '-', '-'.join(parts))
 
 
 if __name__ == '__main__':
