@@ -70,6 +70,9 @@ def get_config(arg: str = '') -> ConfigDict:
   c.eval.every_steps = 100  # 0 = only at the end
   c.eval.num_sequences = 128  # the same ones in every run that is compared
   c.eval.batch_size = 32  # sequences at a time
+  c.eval.merged = (
+    ''  # averages, too: 'linear:400,lawa:6,ema:0.1' (lm/online.py)
+  )
 
   # --- checkpoints and logs
   c.checkpoint = ConfigDict()

@@ -22,6 +22,7 @@ from lm import (
   log,
   mesh,
   model,
+  online,
   processes,
   restore,
   spec,
@@ -54,6 +55,7 @@ def build(config: ConfigDict) -> Built:
   tokens = data.build(config)
   step.multiplier(config, 0, {})  # a refusal of the schedule comes early
   follow.floats(config, 0, step.floats(config))
+  online.parse(config)
   net = model.build(config.model)
   key = jax.random.key(config.seed)
   init = lambda: state.init(config, net, key)
@@ -199,10 +201,11 @@ def _loop(
   traced = step.floats(config)
   begin, end = int(current.step), config.num_steps
   write = _Behind(writer, config)
+  evaluation = online.build(config, checkpoints, built.evaluate, first)
   for n in range(begin, end):
     metrics = {}
     if _due(n, config.eval.every_steps):
-      metrics = built.evaluate(current.params)
+      metrics = evaluation(current, n)
     stop = preemption.reached(n)
     if n == begin or stop or _due(n, config.checkpoint.every_steps):
       write.flush()
@@ -219,7 +222,7 @@ def _loop(
   write.diverged |= not _save(config, checkpoints, current, end, first)
   if write.diverged:
     return end, 'diverged'
-  write(end, built.evaluate(current.params))
+  write(end, evaluation(current, end))
   write.flush()
   return end, 'done'
 
