@@ -111,3 +111,15 @@ def test_cautious_adamw_never_steps_against_the_gradient():
   moves = np.diff(np.concatenate([np.zeros((1, *SHAPE)), x]), axis=0)
   assert (moves * g <= 0).all()
   assert (moves[1:] == 0).any() and (moves[1:] != 0).any()
+
+
+def test_sgdw_is_algorithm_1_at_a_constant_rate():
+  """v <- b v + lr g; x <- x - v - wd x: decay that the peak does not change."""
+  x, v = np.linspace(-1, 1, 48).reshape(SHAPE), 0
+  grads, lr, wd = problem.normal(SHAPE), 0.1, 0.05
+  tx = sgdw(lr, weight_decay=wd, decay='independent')
+  got = problem.run(tx, x, grads)
+  for g in grads:
+    v = 0.9 * v + lr * g
+    x = x - v - wd * x
+  np.testing.assert_allclose(got[-1], x, atol=1e-14)
