@@ -4,11 +4,11 @@ r"""The same fine-tuning of the last, the merged and the decayed checkpoint.
   python -m benchmarks.finetune --workdir=runs/merge_report
 
 Takes the runs of benchmarks.merge_report (Python's standard library) and
-continues each start on other text, the sources of numpy: parameters only, fresh
-optimizer state, warm-up from 0, linear decay to 0, the same batches. `merged` is
-the linear decay over --window steps from interval means, `decayed` the real
-cooldown over the same steps. Prints a markdown table: losses on both texts
-before and after, means over seeds, and the difference to `last` after
+continues each start on other text, the sources of numpy: parameters only,
+fresh optimizer state, warm-up from 0, linear decay to 0, the same batches.
+`merged` is the linear decay over --window steps from interval means, `decayed`
+the real cooldown over the same steps. Prints a markdown table: losses on both
+texts before and after, means over seeds, and the difference to `last` after
 fine-tuning with its 95 % interval over seeds (Student's t).
 """
 
@@ -59,7 +59,7 @@ def fine_tune(folder, seed, name, start, rate):
       'learning_rate': rate,
       'schedule.warmup': 0.1,
       'data.source': 'text',
-      'data.train': f'{pathlib.Path(np.__file__).parent}/**/*.py',
+      'data.train': f'{pathlib.Path(np.__file__).parent}/**/[!_]*.py',
       'eval.every_steps': _STEPS.value,
       'eval.num_sequences': 512,
       'eval.batch_size': 32,
