@@ -21,7 +21,7 @@ from lm import loop, sources
 from lm.run import Run
 from merging import ema, uniform
 
-BATCH, STEPS, DECAY, EVERY = 8, 400, 120, 20  # sequences; steps
+BATCH, STEPS, DECAY, EVERY = 8, 600, 180, 30  # sequences; steps
 DOCUMENT = 4096  # bytes
 MOST = 0.5  # share of random bytes in the worst document
 ORDERS = ('shuffled', 'ascend', 'descend', 'tail')
@@ -33,11 +33,11 @@ AVERAGES = {
 }
 
 
-def config(folder, order, final, seed):
+def config(folder, order, final, seed, peak):
   """The run of one order and one learning rate at the end."""
   name = 'constant' if final is None else 'wsd'
   c = base.get_config(f'size=nano,schedule={name}')
-  c.seed, c.num_steps, c.batch_size, c.learning_rate = seed, STEPS, BATCH, 3e-3
+  c.seed, c.num_steps, c.batch_size, c.learning_rate = seed, STEPS, BATCH, peak
   if final is None:
     c.schedule.warmup_steps = EVERY
   else:
@@ -93,15 +93,15 @@ def losses(path):
   return found
 
 
-def experiment(folder, seed):
+def experiment(folder, seed, orders, peak):
   """{(order, final, average): loss}; the decays are branches of one trunk."""
   write_corpus(folder, seed)
   found = {}
-  for order in ORDERS:
+  for order in orders:
     trunk = folder / order
     for name, final in FINALS.items():
       path = trunk if final is None else folder / f'{order}-{final:.2f}'
-      c = config(folder, order, final, seed)
+      c = config(folder, order, final, seed, peak)
       if final is not None:
         c.branch = f'{trunk}@{STEPS - DECAY}'
       status = loop.train(c, str(path))
@@ -115,16 +115,18 @@ def experiment(folder, seed):
   return found
 
 
-def report(found):
+def report(found, orders):
   """Prints means over seeds, and the interaction of order and learning rate."""
   print(
     f'\n| order | {" | ".join(f"{f}, {a}" for f in FINALS for a in AVERAGES)} |'
   )
   print('|---' * (1 + len(FINALS) * len(AVERAGES)) + '|')
   of = lambda *key: np.array([x[key] for x in found])
-  for order in ORDERS:
+  for order in orders:
     row = [f'{of(order, f, a).mean():.4f}' for f in FINALS for a in AVERAGES]
     print(f'| {order} | {" | ".join(row)} |')
+  if not {'shuffled', 'ascend'} <= set(orders):
+    return
   gain = lambda f, a: of('shuffled', f, a) - of('ascend', f, a)
   print('\nGain of ascending over shuffled, minus that gain with decay to 0:')
   for a in AVERAGES:
@@ -136,11 +138,14 @@ def report(found):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--seeds', type=int, default=2)
-  found = []
-  for seed in range(parser.parse_args().seeds):
+  parser.add_argument('--orders', nargs='+', default=ORDERS, choices=ORDERS)
+  parser.add_argument('--peak', type=float, default=1e-2)
+  args, found = parser.parse_args(), []
+  for seed in range(args.seeds):
     with tempfile.TemporaryDirectory() as folder:
-      found.append(experiment(pathlib.Path(folder), seed))
-    report(found)
+      path = pathlib.Path(folder)
+      found.append(experiment(path, seed, args.orders, args.peak))
+    report(found, args.orders)
 
 
 if __name__ == '__main__':
