@@ -1,4 +1,4 @@
-r"""Merges against real cooldowns: 3 seeds, 3 shapes, 3 windows, raw and means.
+r"""Merges against real cooldowns: 3 seeds, 3 shapes, 3 windows, all sources.
 
   python -m benchmarks.merge_report --workdir=runs/merge_report
 
@@ -45,6 +45,7 @@ def config(schedule, seed):
   )
   if schedule == 'constant':
     c.schedule.warmup_steps = 50
+    c.checkpoint.moment, c.checkpoint.ema = True, '0.05,0.1'
   return c
 
 
