@@ -174,8 +174,9 @@ def _entry(text, entropy):
     f'## {today}, every optimizer, {device}, Python '
     f'{platform.python_version()}, jax {jax.__version__}\n\n'
     f'`python -m benchmarks.optimizer_table --size={_SIZE.value} '
-    f'--batch_size={_BATCH.value} --num_steps={_STEPS.value}`: default configs, the best of the rates '
-    f'{", ".join(_RATES.value)}. The unigram entropy of the data is '
+    f'--batch_size={_BATCH.value} --num_steps={_STEPS.value}`: default '
+    f'configs, the best of the rates {", ".join(_RATES.value)}. The unigram '
+    f'entropy of the data is '
     f'{entropy:.3f} nats.\n\n{text}\n\n'
   )
 

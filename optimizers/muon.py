@@ -24,6 +24,7 @@ def muon(
   ns_steps: int = 5,
   coefficients: str = 'keller',
   ns_dtype: str = 'float32',
+  ns_form: str = 'direct',
   scale: str = 'keller',
   heads: str = 'joint',
   bias_correction: bool = False,
@@ -42,12 +43,13 @@ def muon(
   Embeddings, heads and vectors: AdamW(b1, b2, eps) at adam_lr_ratio times the
   learning rate. heads='split' treats each head of q, k and v as a matrix.
   bias_correction weighs B and G as optax.contrib.muon does: other directions
-  in the first steps. State: count, momentum; count, mu, nu of AdamW.
+  in the first steps. ns_form='gram': fewer flops for wide matrices.
+  State: count, momentum; count, mu, nu of AdamW.
   Differs from the paper: decay; the products are float32 unless ns_dtype says.
   """
   shape_scale.check(scale)
   choices.check('heads', heads, ('joint', 'split'))
-  newton_schulz.check(coefficients, ns_steps, ns_dtype)
+  newton_schulz.check(coefficients, ns_steps, ns_dtype, ns_form)
 
   def method(axes):
     return scale_by_muon(
@@ -60,6 +62,7 @@ def muon(
       coefficients=coefficients,
       steps=ns_steps,
       dtype=ns_dtype,
+      form=ns_form,
     )
 
   return hybrid.with_adamw(

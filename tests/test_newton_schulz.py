@@ -40,10 +40,10 @@ def _p(name, sigma):
   return sigma
 
 
-def _run(x, name, dtype='float32', steps=None):
+def _run(x, name, dtype='float32', steps=None, form='direct'):
   f = jax.jit(
     lambda x: newton_schulz.orthogonalize(
-      x, coefficients=name, steps=steps or _steps(name), dtype=dtype
+      x, coefficients=name, steps=steps or _steps(name), dtype=dtype, form=form
     )
   )
   return np.asarray(f(x))
@@ -74,6 +74,25 @@ def test_it_maps_the_singular_values_as_the_svd_says(name, n):
   assert 5e-4 < error < 6e-2, 'above: wrong; below: not bfloat16'
   with jax.enable_x64(True):
     np.testing.assert_allclose(_run(x, name), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', sorted({*PRESETS} - {'polar_express8'}))
+def test_the_gram_form_is_the_same_map(name):
+  """Its products are other ones: N > 1.5 M. Small values lose digits."""
+  rng = np.random.default_rng(0)
+  u, _, v = np.linalg.svd(rng.standard_normal((2, 16, 32)), full_matrices=False)
+  for least, atol in ((0.1, 1e-5), (1e-4, 2e-3)):
+    x = (u * np.geomspace(1, least, 16)) @ v
+    got = _run(x.astype(np.float32), name, form='gram')
+    np.testing.assert_allclose(got, _oracle(x, name), rtol=0, atol=atol)
+    assert (got != _run(x.astype(np.float32), name)).any()
+  square = x[:, :, :16].astype(np.float32)
+  np.testing.assert_array_equal(
+    _run(square, name, form='gram'), _run(square, name)
+  )
+  with jax.enable_x64(True):
+    got = _run(x, name, form='gram')
+  np.testing.assert_allclose(got, _oracle(x, name), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize('name', GOLDEN)
@@ -184,3 +203,10 @@ def test_dropped_steps_are_refused():
     newton_schulz.check('you', 4, 'float32')
   newton_schulz.check('you', 6, 'float32')
   newton_schulz.check('keller', 1, 'bfloat16')
+
+
+@pytest.mark.parametrize('steps, dtype', [(6, 'float32'), (5, 'bfloat16')])
+def test_where_the_gram_form_would_blow_up_it_is_refused(steps, dtype):
+  with pytest.raises(ValueError, match="ns_form='gram' needs .* not '.*' and"):
+    newton_schulz.check('keller', steps, dtype, 'gram')
+  newton_schulz.check('keller', 5, 'float32', 'gram')
