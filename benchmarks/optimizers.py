@@ -9,8 +9,9 @@ are compared with the time in which this machine moves the bytes that they
 cannot avoid (4 per parameter for each read of gradient, parameter and moments
 and each write of parameter and moments; one more read for a global norm), at
 the rate of x <- x + a y over arrays of the same shapes. Muon is compared with
-optax.contrib.muon on the same matrices. On Linux, fresh memory costs less with
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
+optax.contrib.muon on the same matrices; its GFLOP/s count the products of the
+direct form, also for the Gram form, which needs fewer. On Linux, fresh memory
+costs less with GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
 """
 
 import functools
@@ -30,6 +31,9 @@ from optimizers.parts import roles
 _SIZE = flags.DEFINE_string('size', 'small', 'a size of configs/sizes.py')
 _REPEATS = flags.DEFINE_integer('repeats', 7, 'turns of each program')
 _ONLY = flags.DEFINE_list('only', [], 'names of rows; empty = all')
+_CLOCK = flags.DEFINE_enum(
+  'clock', 'wall', ['wall', 'cpu'], 'cpu: CPU seconds, if others work here too'
+)
 
 # name -> reads and writes of arrays of the parameters' size, without clipping
 _PASSES = {'adamw': 7, 'lion': 5, 'signum': 5}
@@ -61,7 +65,8 @@ def muons(axes):
   theirs = functools.partial(
     optax.contrib.muon, muon_weight_dimension_numbers=numbers
   )
-  return {'muon': ours, 'optax muon': theirs}
+  gram = functools.partial(ours, ns_form='gram')
+  return {'muon': ours, 'muon gram': gram, 'optax muon': theirs}
 
 
 def _clipped(make):
@@ -99,10 +104,11 @@ class Program:
     self.step = jax.jit(step, donate_argnums=(0, 1))
 
   def __call__(self, grads):
-    start = time.perf_counter()
+    clock = time.process_time if _CLOCK.value == 'cpu' else time.perf_counter
+    start = clock()
     self.params, self.state = self.step(self.params, self.state, grads, 1e-3)
     jax.block_until_ready(self.params)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _triad(_):
