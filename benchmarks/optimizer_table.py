@@ -6,9 +6,9 @@ Each file of optimizers/ trains at its default config, at each of --rates (units
 differ from method to method: the best one is reported), on the same batches. No
 method is tuned further, so the losses say that a method works, not which one is
 best. Steps per second are measured in turns; compilation is that of a training
-step with --layers layers, in CPU seconds, which other work on the machine does not
-lengthen; the state is counted at 124M parameters, where its fixed parts vanish.
---write puts the table on top of benchmarks/RESULTS.md.
+step with --layers layers, in CPU seconds, which other work on the machine does
+not lengthen; the state is counted at 124M parameters, where its fixed parts
+vanish. --write puts the table on top of benchmarks/RESULTS.md.
 """
 
 import dataclasses
@@ -132,8 +132,10 @@ def measure(names: list[str]) -> tuple[list[Row], float]:
   jax.config.update('jax_enable_compilation_cache', not _DEEP.value)
   rows, trainers = [], []
   for name in names:
-    deep = Trainer(name, **{'model.num_layers': _DEEP.value or 1})
-    deep = deep.compile_seconds() if _DEEP.value else np.nan
+    deep = np.nan
+    if _DEEP.value:
+      layers = {'model.num_layers': _DEEP.value}
+      deep = Trainer(name, **layers).compile_seconds()
     trainer = Trainer(name)
     with jax.set_mesh(trainer.built.mesh):
       losses = {rate: _final_loss(trainer, rate) for rate in _RATES.value}
