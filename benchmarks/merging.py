@@ -1,0 +1,221 @@
+r"""Time and memory of a merge, against reading and against other mergers.
+
+  python -m benchmarks.merging
+  python -m benchmarks.merging --max_mib=128 --repeat=5
+
+Eight checkpoints of a 124M float32 model are made in a temporary folder (8 GB),
+as Orbax items with our chunks and as safetensors. Every measurement is a new
+process: seconds inside it, without imports, and the growth of its peak memory.
+Cold: the files are dropped from the page cache before. Lower is better.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import flags
+
+from launch import cli
+from lm import checkpoint
+from tests import helpers
+
+_MAX_MIB = flags.DEFINE_integer('max_mib', 256, 'the bound', lower_bound=1)
+_REPEAT = flags.DEFINE_integer('repeat', 3, 'medians of so many', lower_bound=1)
+_LAYERS = flags.DEFINE_integer('layers', 12, 'of the model', lower_bound=1)
+_COUNT = 8
+_ROW = '{:<44}{:>9}{:>10}{:>12}'
+
+# One process: argv = what, max_bytes, output, inputs.
+_WORK = """
+import json, pathlib, sys, time
+import numpy as np
+from merging.engine import items, stream
+what, bound, out, *inputs = sys.argv[1:]
+def peak():
+  text = pathlib.Path('/proc/self/status').read_text()
+  return int(text.split('VmHWM:')[1].split()[0]) << 10
+def read():
+  buffer = memoryview(bytearray(1 << 20))
+  for folder in inputs:
+    for path in pathlib.Path(folder).rglob('*'):
+      if path.is_file():
+        with path.open('rb', buffering=0) as f:
+          while f.readinto(buffer):
+            pass
+def decode():
+  for folder in inputs:
+    item = items.Item(pathlib.Path(folder))
+    for name in item.leaves:
+      array = item.open(name, items.context())
+      rows = max(array.chunk[0], 1) if array.shape else 1
+      for i in range(0, array.shape[0], rows):
+        array.read((slice(i, min(i + rows, array.shape[0])),)).result()
+def ours():
+  sources = [(p, 1 / len(inputs)) for p in inputs]
+  stream.merge(sources, out, max_bytes=int(bound))
+def loop(library):
+  name = 'model.safetensors'
+  total = {}
+  for folder in inputs:
+    for key, x in library.load_file(f'{folder}/{name}').items():
+      x = x * (1 / len(inputs))
+      total[key] = total[key] + x if key in total else x
+  pathlib.Path(out).mkdir()
+  library.save_file(total, f'{out}/{name}')
+def torch_loop():
+  import safetensors.torch as library
+  loop(library)
+def numpy_loop():
+  import safetensors.numpy as library
+  loop(library)
+if what == 'torch_loop':
+  import safetensors.torch
+before, begin = peak(), time.perf_counter()
+globals()[what]()
+print(json.dumps([time.perf_counter() - begin, peak() - before]))
+"""
+
+
+def main() -> None:
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    orbax, tensors = _checkpoints(folder)
+    size = sum(p.stat().st_size for p in _files(orbax))
+    print(f'{_COUNT} checkpoints, {size / 2**30:.2f} GiB as Orbax items.')
+    print(_ROW.format('', 'seconds', 'x reading', 'peak, MiB'))
+    for cold in (True, False):
+      print('cold' if cold else 'warm')
+      base = _report('read the Orbax files', 'read', orbax, folder, cold)
+      _report(
+        'read and decode them, TensorStore', 'decode', orbax, folder, cold, base
+      )
+      _report('merge, Orbax', 'ours', orbax, folder, cold, base)
+      base = _report(
+        'read the safetensors files', 'read', tensors, folder, cold
+      )
+      _report('merge, safetensors', 'ours', tensors, folder, cold, base)
+      for what in ('numpy_loop', 'torch_loop'):
+        if _installed(what):
+          _report(f'load, add, save: {what}', what, tensors, folder, cold, base)
+    print(f'memory by the number of checkpoints, bound {_MAX_MIB.value} MiB')
+    for count in (2, 8, 32):
+      _report(
+        f'merge of {count}, Orbax', 'ours', _links(orbax, count, folder), folder
+      )
+
+
+def _checkpoints(folder):
+  rng = np.random.default_rng(0)
+  base = {k: rng.standard_normal(s, np.float32) for k, s in _shapes().items()}
+  orbax, tensors = [], []
+  for i in range(_COUNT):
+    tree = {
+      k: x + 0.05 * rng.standard_normal(x.shape, np.float32)
+      for k, x in base.items()
+    }
+    orbax.append(folder / f'orbax/{i}/params')
+    save_args = {
+      k: ocp.SaveArgs(chunk_byte_size=checkpoint.CHUNK_BYTES) for k in tree
+    }
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      args = ocp.args.PyTreeSave(tree, save_args=save_args)
+      checkpointer.save(orbax[-1], args)
+    tensors.append(folder / f'tensors/{i}')
+    tensors[-1].mkdir(parents=True)
+    _save(tensors[-1] / 'model.safetensors', tree)
+  os.sync()
+  return orbax, tensors
+
+
+def _shapes():
+  """GPT-2 small: 124M parameters in matrices, head tied."""
+  shapes = {'embed': (50304, 768), 'positions': (1024, 768)}
+  for i in range(_LAYERS.value):
+    shapes |= {
+      f'layer_{i}.qkv': (768, 2304),
+      f'layer_{i}.out': (768, 768),
+      f'layer_{i}.up': (768, 3072),
+      f'layer_{i}.down': (3072, 768),
+      f'layer_{i}.norm': (768,),
+    }
+  return shapes
+
+
+def _save(path, tree):
+  header, end = {}, 0
+  for key, x in tree.items():
+    span, end = [end, end + x.nbytes], end + x.nbytes
+    header[key] = {'dtype': 'F32', 'shape': x.shape, 'data_offsets': span}
+  text = json.dumps(header).encode()
+  with path.open('wb') as f:
+    f.write(len(text).to_bytes(8, 'little') + text)
+    for x in tree.values():
+      f.write(x.data)
+
+
+def _links(paths, count, folder):
+  """The same bytes under other names: `count` checkpoints on little disk."""
+  links = []
+  for i in range(count):
+    links.append(folder / f'links-{count}/{i}/params')
+    source = paths[i % len(paths)]
+    for path in source.rglob('*'):
+      if path.is_file():
+        link = links[-1] / path.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, link)
+  return links
+
+
+def _files(paths):
+  return [p for folder in paths for p in folder.rglob('*') if p.is_file()]
+
+
+def _report(title, what, inputs, folder, cold=False, base=None):
+  """Measures, prints a row, and returns the seconds."""
+  runs = [_measure(what, inputs, folder, cold) for _ in range(_REPEAT.value)]
+  seconds = statistics.median(s for s, _ in runs)
+  peak = max(p for _, p in runs) / 2**20
+  ratio = f'{seconds / base:.2f}' if base else ''
+  print(
+    _ROW.format(f'  {title}', f'{seconds:.2f}', ratio, f'{peak:.0f}'),
+    flush=True,
+  )
+  return seconds
+
+
+def _measure(what, inputs, folder, cold):
+  for path in _files(inputs):
+    with path.open('rb') as f:
+      if cold:
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+      else:
+        while f.read(1 << 24):
+          pass
+  with tempfile.TemporaryDirectory(dir=folder) as out:
+    done = subprocess.run(
+      [sys.executable, '-c', _WORK, what, str(_MAX_MIB.value << 20),
+       f'{out}/out', *map(str, inputs)],
+      cwd=helpers.ROOT,
+      check=True,
+      capture_output=True,
+      text=True,
+    )  # fmt: skip
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def _installed(what):
+  module = {'numpy_loop': 'numpy', 'torch_loop': 'torch'}[what]
+  code = f'import safetensors.{module}'
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True)
+  return done.returncode == 0
+
+
+if __name__ == '__main__':
+  cli.run(main)
