@@ -35,7 +35,7 @@ _ROW = '{:<44}{:>9}{:>10}{:>12}'
 _WORK = """
 import json, pathlib, sys, time
 import numpy as np
-from merging.engine import items, stream
+from merging.engine import items, memory, stream
 what, bound, out, *inputs = sys.argv[1:]
 def peak():
   text = pathlib.Path('/proc/self/status').read_text()
@@ -57,6 +57,7 @@ def decode():
       for i in range(0, array.shape[0], rows):
         array.read((slice(i, min(i + rows, array.shape[0])),)).result()
 def ours():
+  memory.return_at_once()  # as launch.merge does
   sources = [(p, 1 / len(inputs)) for p in inputs]
   stream.merge(sources, out, max_bytes=int(bound))
 def loop(library):

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lm import spec
+from lm import checkpoint, log, processes, spec, verify
 from lm.errors import UserError
 from lm.run import Run
 from merging import from_run
-from merging.engine import coefficients, sources
+from merging.engine import artifact, coefficients, sources
+from merging.engine import group as groups
 
 
 class Plan(NamedTuple):
@@ -123,6 +124,58 @@ def control(plan: Plan, name: str, seed: int) -> Plan:
   about = {'control': name, **({'seed': seed} if name == 'scramble' else {})}
   found = [(p, float(x)) for p, x in zip(paths, wrong, strict=True)]
   return plan._replace(sources=found, about={**plan.about, **about})
+
+
+def write(
+  run: Run,
+  name: str,
+  plan: Plan,
+  about: Mapping[str, Any],
+  options: Mapping[str, Any],
+) -> None:
+  """Writes RUN/merged/NAME and verifies every source by its fingerprints.
+
+  Args:
+    run, name: where.
+    plan: the sources, checkpoints of runs.
+    about: the content of merge.json.
+    options: how to add, see `stream.merge`.
+
+  Raises:
+    ValueError: as `artifact.write`; UserError: a damaged checkpoint.
+  """
+
+  first = checkpoint.abstract_item(plan.sources[0][0])
+  verifier = verify.Verifier(verify.shapes(first))
+  together = group()
+  part = lambda folder, i: folder / f'.part-{i}.json'
+
+  def finish(folder):
+    for i in range(1, together.count):
+      verifier.load(part(folder, i))
+    for i in range(together.count):
+      part(folder, i).unlink()
+    verifier.check()
+    log.write_json(folder / 'fingerprints.json', verifier.result())
+
+  artifact.write(
+    run.path,
+    name,
+    sources=plan.sources,
+    provenance=about,
+    observe=verifier,
+    after_part=lambda folder: verifier.save(part(folder, together.index)),
+    before_commit=finish,
+    group=together,
+    **options,
+  )
+
+
+def group() -> groups.Group:
+  """Returns the processes that merge together."""
+  return groups.Group(
+    jax.process_index(), jax.process_count(), processes.gather
+  )
 
 
 def _listed(run, saved, steps):

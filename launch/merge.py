@@ -83,7 +83,9 @@ def main() -> None:
   if _END.value < -1:
     raise UserError(f'--end={_END.value} is not a step.')
   from lm import mesh
+  from merging.engine import memory
 
+  memory.return_at_once()
   mesh.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   options = {
     'accumulate': _ACCUMULATE.value,
@@ -136,7 +138,7 @@ def _merge_run(options) -> None:
   out = run.path / 'merged' / name
   if _done(out, about):
     return
-  _write(run, name, plan, about, options)
+  emulation.write(run, name, plan, about, options)
   print(f'wrote {out}/params and {out}/merge.json')
   print(f'Next: python -m launch.evaluate --at={run.path},{out}')
 
@@ -169,20 +171,10 @@ def _merge_inputs(options) -> None:
     found.item,
     sources=plan.sources,
     provenance=about,
-    group=_group(),
+    group=emulation.group(),
     **options,
   )
   print(f'wrote {out / found.item} and {out}/merge.json')
-
-
-def _group():
-  """Returns the processes that merge together."""
-  import jax
-
-  from lm import processes
-  from merging.engine import group
-
-  return group.Group(jax.process_index(), jax.process_count(), processes.gather)
 
 
 def _check_inputs_flags():
@@ -216,36 +208,6 @@ def _same(path: pathlib.Path, about) -> bool:
   old = log.read_json(path)
   fields = ('method', 'sources', 'accumulate', 'dtype')
   return all(old[f] == about[f] for f in fields)
-
-
-def _write(run, name, plan, about, options) -> None:
-  from lm import checkpoint, log, verify
-  from merging.engine import artifact
-
-  first = checkpoint.abstract_item(plan.sources[0][0])
-  verifier = verify.Verifier(verify.shapes(first))
-  group = _group()
-  part = lambda folder, i: folder / f'.part-{i}.json'
-
-  def finish(folder):
-    for i in range(1, group.count):
-      verifier.load(part(folder, i))
-    for i in range(group.count):
-      part(folder, i).unlink()
-    verifier.check()
-    log.write_json(folder / 'fingerprints.json', verifier.result())
-
-  artifact.write(
-    run.path,
-    name,
-    sources=plan.sources,
-    provenance=about,
-    observe=verifier,
-    after_part=lambda folder: verifier.save(part(folder, group.index)),
-    before_commit=finish,
-    group=group,
-    **options,
-  )
 
 
 def _print(about, tokens=0) -> None:

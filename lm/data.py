@@ -154,6 +154,28 @@ def build(config: ConfigDict) -> Data:
   )
 
 
+def second_validation(config: ConfigDict) -> np.ndarray:
+  """Returns validation windows that `Data.eval_tokens_ES` leaves out.
+
+  As many, evenly spaced over the rest, to choose by: what was chosen is then
+  reported on tokens that it was not chosen by. int32 (E, seq_len + 1).
+
+  Raises:
+    UserError: the validation data has not enough windows for two sets.
+  """
+  part = sources.load(config).evaluation
+  windows = Windows(part, config.seq_len, config.model.vocab_size)
+  n, wanted = len(windows), config.eval.num_sequences
+  used = {i * n // wanted for i in range(wanted)}
+  rest = [i for i in range(n) if i not in used]
+  if len(rest) < wanted:
+    raise UserError(
+      f'a second validation set needs {2 * wanted} sequences, twice '
+      f'eval.num_sequences, but the validation data has {n}.'
+    )
+  return windows.read([rest[i * len(rest) // wanted] for i in range(wanted)])
+
+
 def encode(text: str) -> np.ndarray:
   """Returns the byte tokens of a text, uint8 (tokens,)."""
   return np.frombuffer(text.encode(), np.uint8)

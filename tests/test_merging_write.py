@@ -201,7 +201,8 @@ def test_kill_in_the_middle_leaves_no_result_and_the_next_merge_cleans_up(
 
 _PEAK = """
 import pathlib, sys
-from merging.engine import stream
+from merging.engine import memory, stream
+memory.return_at_once()
 def peak():  # of this process alone; getrusage begins with the parent's
   status = pathlib.Path('/proc/self/status').read_text()
   return int(status.split('VmHWM:')[1].split()[0]) << 10
@@ -216,12 +217,7 @@ def _peak(sources, out, max_bytes):
   run = subprocess.run(
     [sys.executable, '-c', _PEAK, out, str(max_bytes), *sources],
     cwd=ROOT,
-    # Freed blocks go back to the system, so that the peak is what was in use.
-    env={
-      **os.environ,
-      'PYTHONPATH': str(ROOT),
-      'MALLOC_MMAP_THRESHOLD_': '100000',
-    },
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
     check=True,
     capture_output=True,
     text=True,

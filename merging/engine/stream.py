@@ -62,9 +62,11 @@ def write_part(
     writer = p.items[0].writer(out, p.options.dtype, part)
   end = lambda: None
   try:
-    for leaf, index, block in _blocks(p, _created(p, writer, out), part):
+    for read, block in _blocks(p, _created(p, writer, out), part):
       end()
-      end = _start(writer, out, leaf.name, index, block)
+      end = _start(writer, out, read.leaf.name, read.index, block)
+      if not read.ahead:
+        end()
   except BaseException:
     with contextlib.suppress(ValueError):
       end()  # a late write would bring removed files back
@@ -112,8 +114,8 @@ def combine(sources: Sources, **options: Any) -> dict[str, Any]:
     for key in parents:
       node = node.setdefault(key, {})
     node[last] = wholes[leaf.name] = np.empty(leaf.shape, _numpy(leaf.dtype))
-  for leaf, index, block in _blocks(p, leaves, (0, 1)):
-    wholes[leaf.name][index] = block
+  for read, block in _blocks(p, leaves, (0, 1)):
+    wholes[read.leaf.name][read.index] = block
   return tree
 
 
@@ -130,8 +132,8 @@ class _Read(NamedTuple):
   ahead: bool
 
 
-def _blocks(p, leaves, part) -> Iterator[tuple[Leaf, tuple[slice, ...], Any]]:
-  """Yields (leaf, slices, weighted sum) of this part of the blocks."""
+def _blocks(p, leaves, part) -> Iterator[tuple[_Read, np.ndarray]]:
+  """Yields the last read and the weighted sum, for this part of the blocks."""
   total = None
   piece = np.empty(_PIECE, np.float64)
   for read, block in _read_ahead(p, _reads(p, leaves, part)):
@@ -146,7 +148,7 @@ def _blocks(p, leaves, part) -> Iterator[tuple[Leaf, tuple[slice, ...], Any]]:
     result = _cast(p, leaf, index, total)
     if p.options.observe:
       p.options.observe(None, leaf.name, index, result)
-    yield leaf, index, result
+    yield read, result
 
 
 def _reads(p, leaves, part) -> Iterator[_Read]:
@@ -196,10 +198,10 @@ def _block_shape(p: Plan, leaf: Leaf) -> tuple[list[int], bool]:
   """
   source = leaf.arrays[0].dtype.numpy_dtype.itemsize
   result = _numpy(leaf.dtype).itemsize
-  # The sum; a block read, its chunks and their encoding; the result on its way
-  # to disk. Read ahead: the block that is being added.
-  least = leaf.sum_dtype.itemsize + 3 * source + result
-  each = least + source + result
+  # The sum; of a block that is read or written itself, its chunks and their
+  # encoding. Ahead: while one is added, one is read and one is written.
+  least = leaf.sum_dtype.itemsize + 3 * max(source, result)
+  each = leaf.sum_dtype.itemsize + 4 * source + 3 * result
   chunk = math.prod(leaf.chunk)
   ahead = each * chunk <= p.options.max_bytes
   room = p.options.max_bytes // ((each if ahead else least) * chunk)
