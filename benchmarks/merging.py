@@ -28,6 +28,9 @@ from tests import helpers
 _MAX_MIB = flags.DEFINE_integer('max_mib', 256, 'the bound', lower_bound=1)
 _REPEAT = flags.DEFINE_integer('repeat', 3, 'medians of so many', lower_bound=1)
 _LAYERS = flags.DEFINE_integer('layers', 12, 'of the model', lower_bound=1)
+_PARTS = flags.DEFINE_list(
+  'parts', ['cold', 'warm', 'memory'], 'what to measure'
+)
 _COUNT = 8
 _ROW = '{:<44}{:>9}{:>10}{:>12}'
 
@@ -90,8 +93,9 @@ def main() -> None:
     size = sum(p.stat().st_size for p in _files(orbax))
     print(f'{_COUNT} checkpoints, {size / 2**30:.2f} GiB as Orbax items.')
     print(_ROW.format('', 'seconds', 'x reading', 'peak, MiB'))
-    for cold in (True, False):
-      print('cold' if cold else 'warm')
+    for part in (x for x in _PARTS.value if x != 'memory'):
+      cold = part == 'cold'
+      print(part)
       base = _report('read the Orbax files', 'read', orbax, folder, cold)
       _report(
         'read and decode them, TensorStore', 'decode', orbax, folder, cold, base
@@ -104,6 +108,8 @@ def main() -> None:
       for what in ('numpy_loop', 'torch_loop'):
         if _installed(what):
           _report(f'load, add, save: {what}', what, tensors, folder, cold, base)
+    if 'memory' not in _PARTS.value:
+      return
     print(f'memory by the number of checkpoints, bound {_MAX_MIB.value} MiB')
     for count in (2, 8, 32):
       _report(
