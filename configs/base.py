@@ -90,6 +90,7 @@ def get_config(arg: str = '') -> ConfigDict:
   # --- where the run starts (empty = from scratch)
   c.branch = ''  # 'runs/a@1000': continue that run's parameters and optimizer
   c.branch_data = 'continue'  # or 'restart': begin the data order again
+  c.branch_state = ''  # of another optimizer: 'discard', 'keep' or 'carry_mu'
   c.init = ''  # 'runs/a@1000' or 'runs/a/merged/x': parameters only
 
   # --- devices: sizes of the mesh axes; -1 = all that remain

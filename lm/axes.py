@@ -84,20 +84,21 @@ def like_params(tree: Any, params: Any, values: Any, default: Any) -> Any:
   flat, _ = jax.tree_util.tree_flatten_with_path(params)
   leaves = jax.tree.structure(params).flatten_up_to(values)
   known = {
-    (_keys(path), leaf.shape): value
+    (keys(path), leaf.shape): value
     for (path, leaf), value in zip(flat, leaves, strict=True)
   }
   sizes = {len(path) for path, _ in known}
 
   def find(path, leaf):
-    keys = _keys(path)
+    at = keys(path)
     for n in sizes:
-      if (keys[-n:], leaf.shape) in known:
-        return known[keys[-n:], leaf.shape]
+      if (at[-n:], leaf.shape) in known:
+        return known[at[-n:], leaf.shape]
     return default
 
   return jax.tree_util.tree_map_with_path(find, tree)
 
 
-def _keys(path) -> tuple[str, ...]:
+def keys(path: Any) -> tuple[str, ...]:
+  """Returns a key path as names, the same for fields and dict keys."""
   return tuple(jax.tree_util.keystr((k,), simple=True) for k in path)

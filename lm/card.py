@@ -117,7 +117,13 @@ def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:
   changed = diff(old, as_dict(config))
   for field, (before, after) in changed.items():
     print(f'{field}: {before} -> {after}')
-  refused = [k for k in changed if not k.startswith(MAY_CHANGE)]
+  # A section that is newer than the run does nothing without a knob elsewhere.
+  refused = [
+    k
+    for k in changed
+    if not k.startswith(MAY_CHANGE)
+    and ('.' not in k or k.partition('.')[0] in old)
+  ]
   same = _same_past(run, config, at)
   if refused == ['num_steps'] and same and config.num_steps >= at:
     return

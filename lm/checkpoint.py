@@ -9,6 +9,8 @@ lm/averages.py are separate items, so that parameters alone load anywhere.
 
 import logging
 import pathlib
+import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +30,7 @@ CHUNK_BYTES = 16 << 20
 logging.getLogger('absl').addFilter(
   lambda record: 'Metadata file does not exist' not in record.getMessage()
 )
+PLACEHOLDER = ocp.PLACEHOLDER  # in place of a leaf that is not to be read
 _ITEMS = ('params', 'train', 'mean')
 
 
@@ -119,6 +122,11 @@ def _by_path(tree: Any) -> dict[str, int]:
   return {jax.tree_util.keystr(p): int(x) for p, x in flat}
 
 
+def _untyped(keystr: str) -> str:
+  """Writes a field `.mu` as the dict key `['mu']`."""
+  return re.sub(r'\.(\w+)(?=[.\[]|$)', r"['\1']", keystr)
+
+
 def _items(state: TrainState) -> dict[str, Any]:
   train = {
     'step': state.step,
@@ -193,11 +201,13 @@ class Checkpoints:
   def close(self) -> None:
     self._manager.close()
 
-  def restore_latest(self, abstract: TrainState) -> TrainState | None:
+  def restore_latest(
+    self, read: Callable[[int], TrainState]
+  ) -> TrainState | None:
     """Returns the newest intact state, None when nothing was ever saved.
 
     Args:
-      abstract: shapes, dtypes and shardings of the state to build.
+      read: restores the checkpoint of a step, or raises Damaged.
 
     Raises:
       UserError: there are checkpoints, but all of them are damaged.
@@ -207,7 +217,7 @@ class Checkpoints:
     damaged = []
     for step in reversed(saved):
       try:
-        state = restore(self.run, step, abstract)
+        state = read(step)
       except Damaged as e:
         damaged.append((step, e))
         continue
@@ -242,15 +252,23 @@ class Damaged(UserError):
 
 
 def restore(
-  run: str | pathlib.Path, step: int, abstract: TrainState
+  run: str | pathlib.Path,
+  step: int,
+  abstract: TrainState,
+  read: Callable[..., Any] | None = None,
 ) -> TrainState:
   """Restores a whole state, on any mesh, and verifies every leaf.
+
+  Args:
+    run, step: the checkpoint.
+    abstract: shapes, dtypes and shardings of the state.
+    read: reads an item; None = `restore_item`.
 
   Raises:
     Damaged: a file is missing or unreadable, or a fingerprint differs.
   """
   items = {
-    name: restore_item(run, step, name, tree)
+    name: (read or restore_item)(run, step, name, tree)
     for name, tree in _items(abstract).items()
   }
   train = items['train']
@@ -268,7 +286,10 @@ def restore(
 def restore_item(
   run: str | pathlib.Path, step: int, name: str, abstract: Any
 ) -> Any:
-  """Restores an item of a checkpoint ('params', 'mean') and verifies it."""
+  """Restores an item of a checkpoint ('params', 'mean') and verifies it.
+
+  Leaves of `abstract` that are PLACEHOLDER are not read; None comes back.
+  """
   path = item(run, step, name)
 
   def read():
@@ -281,7 +302,11 @@ def restore_item(
 
   # Each process reads its shards: what one of them cannot read, none uses.
   tree, want = processes.together(read, Damaged)
-  wrong = [k for k, v in _by_path(fingerprint(tree)).items() if want[k] != v]
+  tree = jax.tree.map(lambda x: None if x is PLACEHOLDER else x, tree)
+  # Compared without types: a part of an item comes as dicts and lists.
+  want = {_untyped(k): v for k, v in want.items()}
+  found = _by_path(fingerprint(tree))
+  wrong = [k for k, v in found.items() if want[_untyped(k)] != v]
   if wrong:
     raise Damaged(
       f'Checkpoint {run}@{step} is damaged: {name}{wrong[0]} is not what was '

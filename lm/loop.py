@@ -39,7 +39,7 @@ class Built(NamedTuple):
   data: data.Data
   model: model.Model
   abstract: state.TrainState  # shapes, dtypes and shardings
-  init: Any  # () -> TrainState
+  init: Any  # (parameters or None) -> TrainState
   train_step: Any  # (TrainState, tokens_BS, floats) -> (TrainState, metrics)
   evaluate: Any  # params -> {'eval/loss': ..., ...}
   batch_sharding: NamedSharding
@@ -58,7 +58,7 @@ def build(config: ConfigDict) -> Built:
   online.parse(config)
   net = model.build(config.model)
   key = jax.random.key(config.seed)
-  init = lambda: state.init(config, net, key)
+  init = lambda params=None: state.init(config, net, key, params)
   shapes = jax.eval_shape(init)
   shardings = mesh.state_shardings(devices, net.axes, shapes)
   abstract = jax.tree.map(

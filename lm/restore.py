@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from lm import averages, checkpoint, log
-from lm.errors import UserError
+from lm import averages, axes, checkpoint, log, opt_state, processes
+from lm.errors import UserError, did_you_mean
 from lm.state import TrainState
 
 
@@ -16,7 +16,7 @@ def restore_or_init(
   config: ConfigDict,
   checkpoints: checkpoint.Checkpoints,
   abstract: TrainState,
-  init: Callable[[], TrainState],
+  init: Callable[..., TrainState],
 ) -> tuple[TrainState, str]:
   """Returns the state that a run starts from, and a line that says which.
 
@@ -30,25 +30,26 @@ def restore_or_init(
     config: of the run.
     checkpoints: of the workdir.
     abstract: the state's shapes, dtypes and shardings.
-    init: makes the state from scratch.
+    init: makes the state from scratch, or from parameters.
   """
-  state = checkpoints.restore_latest(abstract)
+  run = checkpoints.run
+  state = checkpoints.restore_latest(
+    lambda step: _resume(run, step, abstract, init)
+  )
   if state is not None:
     return state, f'resumed from {checkpoints.run}@{int(state.step)}'
   return begin(config, abstract, init)
 
 
 def begin(
-  config: ConfigDict, abstract: TrainState, init: Callable[[], TrainState]
+  config: ConfigDict, abstract: TrainState, init: Callable[..., TrainState]
 ) -> tuple[TrainState, str]:
   """Returns where a run begins that has no checkpoint: 2 to 4 of the above."""
   if config.branch:
     return _branch(config, abstract, init), f'branched from {config.branch}'
   if config.init:
     params = _params(config.init, abstract)
-    return _with_params(
-      config, init(), params
-    ), f'initialised from {config.init}'
+    return init(params), f'initialised from {config.init}'
   return init(), 'from scratch'
 
 
@@ -69,6 +70,11 @@ def branch_step(config: ConfigDict, run: pathlib.Path) -> int:
     raise UserError(
       f"branch_data='{config.branch_data}' does not exist. "
       'Legal: continue, restart.'
+    )
+  if config.branch_state not in opt_state.POLICIES:
+    raise UserError(
+      f"branch_state='{config.branch_state}' does not exist."
+      + did_you_mean(config.branch_state, opt_state.POLICIES)
     )
   if not config.branch:
     return 0
@@ -95,11 +101,12 @@ def branch_step(config: ConfigDict, run: pathlib.Path) -> int:
       f'branch at step {step} is not before num_steps={config.num_steps}.'
     )
   parent = log.read_json(ref.run / 'config.json')
-  if parent['optimizer']['name'] != config.optimizer.name:
+  old, new = parent['optimizer']['name'], config.optimizer.name
+  if old != new and not config.branch_state:
     raise UserError(
-      f'{ref.run} used {parent["optimizer"]["name"]}, whose state does not fit '
-      f'{config.optimizer.name}; start from its parameters alone with '
-      f'--config.init={ref.run}@{step}.'
+      f'{ref.run} used {old}; to go on with {new}, say what becomes of the '
+      "optimizer state: --config.branch_state='discard', 'keep' or 'carry_mu' "
+      '(lm/opt_state.py).'
     )
   for field in ('batch_size', 'seq_len'):
     if config.branch_data == 'continue' and parent[field] != config[field]:
@@ -132,37 +139,89 @@ def check_shapes(config: ConfigDict, abstract: TrainState) -> None:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  flat = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(p): x.shape for p, x in flat}
+  """Returns {path: shape}; types of containers do not matter."""
+  found = opt_state.by_path(tree)
+  return {'/'.join(path): x.shape for path, x in found.items()}
+
+
+def _resume(run, step, abstract, init):
+  """Restores a whole state; its optimizer may have another layout by now."""
+
+  def read(run, step, name, tree):
+    if name != 'train':
+      return checkpoint.restore_item(run, step, name, tree)
+    params = lambda: read(run, step, 'params', abstract.params)
+    return _train(run, step, abstract, lambda: init(params()), '')
+
+  return checkpoint.restore(run, step, abstract, read)
 
 
 def _branch(config, abstract, init):
   ref = checkpoint.locate(config.branch)
-  try:
-    train = {
-      'step': abstract.step,
-      'opt_state': abstract.opt_state,
-      'bad_steps': abstract.bad_steps,
-      'bad_in_a_row': abstract.bad_in_a_row,
-    }
-    old = checkpoint.restore_item(ref.run, ref.step, 'train', train)
-  except checkpoint.Damaged as e:
-    raise UserError(
-      f'The optimizer state of {config.branch} does not fit '
-      f"optimizer='{config.optimizer.name}', or is damaged: {e}"
-    ) from e
-  params = _params(config.branch, abstract)
-  state = _with_params(config, init(), params)
+  state = init(_params(config.branch, abstract))
+  train = _train(
+    ref.run, ref.step, abstract, lambda: state, config.branch_state
+  )
   trackers = {
     name: checkpoint.restore_item(ref.run, ref.step, name, tree)
     for name, tree in abstract.averages.items()
     if name.startswith('ema')  # the moment begins anew, like the mean
   }
   return state.replace(
-    step=old['step'],
-    opt_state=old['opt_state'],
+    step=train['step'],
+    opt_state=train['opt_state'],
     averages={**state.averages, **trackers},
   )
+
+
+def _train(run, step, abstract, fresh, policy):
+  """Restores the item 'train', whose optimizer state may be another's.
+
+  Args:
+    run, step: the checkpoint.
+    abstract: the state that is wanted.
+    fresh: makes it from scratch; called if a leaf has to be initialised.
+    policy: one of `opt_state.POLICIES`.
+  """
+  wanted = {
+    'step': abstract.step,
+    'opt_state': abstract.opt_state,
+    'bad_steps': abstract.bad_steps,
+    'bad_in_a_row': abstract.bad_in_a_row,
+  }
+  item = checkpoint.item(run, step, 'train')
+  stored = processes.together(
+    lambda: checkpoint.abstract_item(item), checkpoint.Damaged
+  )
+  if not policy and _shapes(stored) == _shapes(wanted):
+    return checkpoint.restore_item(run, step, 'train', wanted)
+  plan = opt_state.plan(
+    stored.get('opt_state', ()), abstract.opt_state, abstract.params, policy
+  )
+  if jax.process_index() == 0:
+    print(f'The optimizer state of {run}@{step}:')
+    print(*(f'  {line}' for line in plan.lines), sep='\n')
+  places = {
+    ('opt_state', *old): ('opt_state', *new) for new, old in plan.source.items()
+  }
+  like = opt_state.by_path(wanted)
+  part = jax.tree_util.tree_map_with_path(
+    lambda path, x: _part(x, axes.keys(path), places, like), stored
+  )
+  train = checkpoint.restore_item(run, step, 'train', part)
+  arrays = opt_state.by_path(train.pop('opt_state', ()))
+  return {
+    **train,
+    'opt_state': opt_state.fill(fresh().opt_state, plan.source, arrays),
+  }
+
+
+def _part(stored, path, places, like):
+  """What to read of a stored leaf: nothing, or onto its sharding here."""
+  if path[0] == 'opt_state' and path not in places:
+    return checkpoint.PLACEHOLDER
+  place = like[places.get(path, path)].sharding
+  return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=place)
 
 
 def _params(text: str, abstract: TrainState) -> Any:
@@ -170,8 +229,3 @@ def _params(text: str, abstract: TrainState) -> Any:
   if ref.step is None:
     return checkpoint.restore_merged(ref.item, abstract.params)
   return checkpoint.restore_item(ref.run, ref.step, 'params', abstract.params)
-
-
-def _with_params(config, state, params):
-  mean = jax.tree.map(jax.numpy.copy, params) if config.checkpoint.mean else ()
-  return state.replace(params=params, mean=mean)

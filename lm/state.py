@@ -39,9 +39,19 @@ class TrainState:
     return dataclasses.replace(self, **fields)
 
 
-def init(config: ConfigDict, model: Model, key: jax.Array) -> TrainState:
-  """Returns the state at step 0; pure, so that it can be jitted and sharded."""
-  params = model.init(key)
+def init(
+  config: ConfigDict, model: Model, key: jax.Array, params: Any = None
+) -> TrainState:
+  """Returns the state at step 0; pure, so that it can be jitted and sharded.
+
+  Args:
+    config: of the run.
+    model: as `lm.model.build` makes it.
+    key: of the initial parameters.
+    params: to begin with, in place of random ones; an optimizer may keep them.
+  """
+  given = params is not None
+  params = jax.tree.map(jnp.copy, params) if given else model.init(key)
   rate = config.learning_rate
   tx = spec.build('optimizers', config.optimizer, rate, model.axes, rate)
   zero = jnp.zeros((), jnp.int32)
