@@ -98,6 +98,8 @@ def get_config(arg: str = '') -> ConfigDict:
   c.mesh.data = -1  # data parallel: each device a slice of the batch
   c.mesh.fsdp = 1  # data parallel with parameters sharded as well
   c.mesh.tensor = 1  # heads, feed-forward width and vocabulary sharded
+  # ZeRO: 1 optimizer state spread over data, 2 gradients, 3 parameters as well
+  c.mesh.zero = 0
 
   c.update(ConfigDict(sizes.size(choice['size'])))
   return c.lock()

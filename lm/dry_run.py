@@ -1,6 +1,7 @@
 """What a run would cost: sizes, FLOPs and memory; nothing is trained."""
 
 import math
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -31,6 +32,8 @@ def report(config: ConfigDict) -> None:
     ('training FLOPs per token', f'{flops:.3e}'),
     ('training FLOPs of the run', f'{flops * per_step * config.num_steps:.3e}'),
     ('memory per device: state', _size(memory.argument_size_in_bytes)),
+    ('  parameters', _size(device_bytes(abstract.params))),
+    ('  optimizer', _size(device_bytes(abstract.opt_state))),
     ('memory per device: temporary', _size(memory.temp_size_in_bytes)),
     ('one checkpoint', _size(_bytes(abstract))),
     ('checkpoints of the run', str(_num_checkpoints(config))),
@@ -64,6 +67,14 @@ def _count(tree):
 def _bytes(tree):
   return sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
+
+
+def device_bytes(tree: Any) -> int:
+  """Returns what a device holds of a tree of shapes with shardings."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
   )
 
 

@@ -60,7 +60,9 @@ def build(config: ConfigDict) -> Built:
   key = jax.random.key(config.seed)
   init = lambda params=None: state.init(config, net, key, params)
   shapes = jax.eval_shape(init)
-  shardings = mesh.state_shardings(devices, net.axes, shapes)
+  zero = config.mesh.zero
+  shardings = mesh.state_shardings(devices, net.axes, shapes, zero)
+  grads = mesh.gradient_shardings(devices, net.axes, shapes.params, zero)
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     shapes,
@@ -68,7 +70,7 @@ def build(config: ConfigDict) -> Built:
   )
   sharding = mesh.batch_sharding(devices)
   train_step = jax.jit(
-    step.build_train(config, net),
+    step.build_train(config, net, grads),
     in_shardings=(shardings, sharding, None),
     out_shardings=(shardings, NamedSharding(devices, P())),
     donate_argnums=0,
@@ -100,6 +102,7 @@ _RANGES = {
   'checkpoint.keep_every_steps': (0, 2**31 - 1),
   'log_every_steps': (1, 2**31 - 1),
   'max_bad_steps': (0, 2**31 - 1),
+  'mesh.zero': (0, 3),
 }
 _OPTIMIZER_RANGES = {
   'weight_decay': (0.0, 1e30),

@@ -88,14 +88,14 @@ def _tpu_vm() -> bool:
 
 def make(config: ConfigDict) -> Mesh:
   """Returns the mesh of `config.mesh`; a size of -1 takes what remains."""
-  sizes = dict(config)
+  sizes = {k: v for k, v in config.items() if k != 'zero'}
   n = jax.device_count()
   free = [k for k, v in sizes.items() if v == -1]
   known = math.prod(v for v in sizes.values() if v != -1)
   if len(free) == 1 and known > 0 and n % known == 0:
     sizes[free[0]] = n // known
   if min(sizes.values()) < 1 or math.prod(sizes.values()) != n:
-    text = ', '.join(f'mesh.{k}={v}' for k, v in dict(config).items())
+    text = ', '.join(f'mesh.{k}={config[k]}' for k in sizes)
     raise UserError(
       f'{text} does not make {n} devices; legal: positive sizes whose product '
       f'is {n}, one of them may be -1.'
@@ -129,14 +129,48 @@ def param_shardings(mesh: Mesh, axes: Any, params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(check, specs, params, is_leaf=is_spec)
 
 
-def state_shardings(mesh: Mesh, axes: Any, state: Any) -> Any:
+def state_shardings(mesh: Mesh, axes: Any, state: Any, zero: int = 0) -> Any:
   """Returns a NamedSharding per leaf of an abstract train state.
 
   Moments and means lie like the parameter they belong to, counters everywhere.
+  zero, the stage of ZeRO (1910.02054, section 5), spreads over `data` as well:
+  1 moments and means, 2 gradients (`gradient_shardings`), 3 parameters.
   """
   shardings = param_shardings(mesh, axes, state.params)
   replicated = NamedSharding(mesh, P())
-  return axes_lib.like_params(state, state.params, shardings, replicated)
+  found = axes_lib.like_params(state, state.params, shardings, replicated)
+  fields = ('opt_state', 'mean', 'params')[: (0, 2, 2, 3)[zero]]
+  return found.replace(
+    **{k: _spread(getattr(found, k), getattr(state, k)) for k in fields}
+  )
+
+
+def gradient_shardings(mesh: Mesh, axes: Any, params: Any, zero: int) -> Any:
+  """Returns a NamedSharding per gradient from stage 2 on, else None."""
+  if zero < 2:
+    return None
+  return _spread(param_shardings(mesh, axes, params), params)
+
+
+def _spread(shardings: Any, leaves: Any) -> Any:
+  """Adds the data axis to the first dimension of each leaf that it divides.
+
+  By the leaf's own shape, so that factors of any rank are safe. `data` comes
+  last: what a device gets is a part of the parameter's shard that it has.
+  """
+
+  def one(sharding, leaf):
+    mesh, size = sharding.mesh, leaf.shape
+    spec = [*sharding.spec] + [None] * (len(size) - len(sharding.spec))
+    for i, names in enumerate(spec):
+      names = (names,) if isinstance(names, str) else names or ()
+      names = (*names, 'data')
+      if size[i] and size[i] % math.prod(mesh.shape[n] for n in names) == 0:
+        spec[i] = names
+        return NamedSharding(mesh, P(*spec))
+    return sharding
+
+  return jax.tree.map(one, shardings, leaves)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

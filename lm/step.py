@@ -53,7 +53,9 @@ def knobs(
   return found
 
 
-def build_train(config: ConfigDict, model: Model) -> Callable[..., Any]:
+def build_train(
+  config: ConfigDict, model: Model, grad_shardings: Any = None
+) -> Callable[..., Any]:
   """Returns `train_step(state, tokens_BS, floats) -> (state, metrics)`.
 
   The optimizer is built inside the step from traced numbers: the schedule lives
@@ -63,7 +65,7 @@ def build_train(config: ConfigDict, model: Model) -> Callable[..., Any]:
 
   def train_step(state, tokens_BS, traced):
     grads, cross_entropy = _gradient(
-      config, model, state.params, tokens_BS, traced
+      config, model, state.params, tokens_BS, traced, grad_shardings
     )
     l2 = optax.tree.norm(grads)
     rate = traced['learning_rate'] * multiplier(
@@ -123,14 +125,19 @@ def _loss(config, model, params, tokens_BS, z_loss):
   )
 
 
-def _gradient(config, model, params, tokens_BS, traced):
+def _gradient(config, model, params, tokens_BS, traced, shardings):
   """Returns the mean gradient over the batch and the mean cross-entropy."""
 
   def objective(params, tokens):
     out = _loss(config, model, params, tokens, traced['z_loss'])
     return out.loss, out.cross_entropy
 
-  gradient = jax.grad(objective, has_aux=True)
+  def gradient(params, tokens):
+    grads, aux = jax.grad(objective, has_aux=True)(params, tokens)
+    if shardings is not None:
+      grads = jax.lax.with_sharding_constraint(grads, shardings)
+    return grads, aux
+
   slices = config.grad_accum_steps
   if slices == 1:
     return gradient(params, tokens_BS)
