@@ -49,11 +49,22 @@ def get_config(arg: str = '') -> ConfigDict:
   c.model.logit_softcap = 0.0  # cap * tanh(logits / cap); 0 = off, 30 typical
   c.model.norm_eps = 1e-6
   c.model.init_std = 0.02  # residual outputs are divided by sqrt(2 num_layers)
+  c.model.base_width = 0  # muP: d_model of the run that was tuned; 0 = off
+  c.model.base_head_dim = 0  # its head_dim, if that differs; 0 = the same
   c.model.dtype = 'float32'  # of the computation; parameters are float32
   c.model.scan_layers = False  # True compiles one layer, for deep models
   c.model.remat = 'none'  # 'none', 'dots' (keep matmuls) or 'full'
   c.model.attention = 'auto'  # 'auto', 'chunked' (CPU), 'xla' or 'cudnn'
   c.model.loss_chunk = 0  # tokens per slice of the loss; 0 = all logits at once
+
+  # --- width rule, with model.base_width: lm/width.py, launch.coord_check
+  c.width = ConfigDict()
+  c.width.lr_power = (
+    -1.0
+  )  # rate of matrices: -1 AdamW, Lion; by optimizer.scale
+  c.width.decay = 'sqrt'  # of matrices; 'constant', 'independent' (see there)
+  c.width.embedding_decay = 1.0  # factor of its weight decay; 0 in 2510.15262
+  c.width.head_decay = 1.0  # the same of the head
 
   # --- data
   c.data = ConfigDict()

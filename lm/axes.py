@@ -34,6 +34,8 @@ class Axes:
   inputs, outputs, batch, heads: indices of dimensions. `batch` are dimensions
   that stack independent matrices (layers); `heads` index attention heads and
   are also in `inputs` or `outputs`. All empty for a vector but `batch`.
+  lr_scale, decay_scale: factors of its learning rate and weight decay, which
+  width rules set (`lm/width.py`).
   """
 
   names: tuple[str, ...]
@@ -42,6 +44,8 @@ class Axes:
   outputs: tuple[int, ...] = ()
   batch: tuple[int, ...] = ()
   heads: tuple[int, ...] = ()
+  lr_scale: float = 1.0
+  decay_scale: float = 1.0
 
 
 def from_names(names: tuple[str, ...]) -> Axes:

@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 from rich import console, table
 
-from lm import loop, model, step
+from lm import loop, model, step, width
 
 
 def report(config: ConfigDict) -> None:
@@ -27,6 +27,7 @@ def report(config: ConfigDict) -> None:
     ('data', built.data.summary),
     ('parameters', f'{_count(abstract.params):,}'),
     *((f'  {k}', f'{v:,}') for k, v in _by_role(built).items()),
+    ('width rule', width.describe(config)),
     ('tokens per step', f'{per_step:,}'),
     ('tokens in the run', f'{per_step * config.num_steps:,}'),
     ('training FLOPs per token', f'{flops:.3e}'),

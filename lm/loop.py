@@ -28,6 +28,7 @@ from lm import (
   spec,
   state,
   step,
+  width,
 )
 from lm.errors import UserError
 
@@ -56,7 +57,7 @@ def build(config: ConfigDict) -> Built:
   step.multiplier(config, 0, {})  # a refusal of the schedule comes early
   follow.floats(config, 0, step.floats(config))
   online.parse(config)
-  net = model.build(config.model)
+  net = width.apply(config, model.build(config.model))
   key = jax.random.key(config.seed)
   init = lambda params=None: state.init(config, net, key, params)
   shapes = jax.eval_shape(init)
@@ -102,7 +103,6 @@ _RANGES = {
   'checkpoint.keep_every_steps': (0, 2**31 - 1),
   'log_every_steps': (1, 2**31 - 1),
   'max_bad_steps': (0, 2**31 - 1),
-  'mesh.zero': (0, 3),
 }
 _OPTIMIZER_RANGES = {
   'weight_decay': (0.0, 1e30),

@@ -136,6 +136,8 @@ def state_shardings(mesh: Mesh, axes: Any, state: Any, zero: int = 0) -> Any:
   zero, the stage of ZeRO (1910.02054, section 5), spreads over `data` as well:
   1 moments and means, 2 gradients (`gradient_shardings`), 3 parameters.
   """
+  if zero not in range(4):
+    raise UserError(f'mesh.zero={zero} is no stage of ZeRO. Legal: 0 to 3.')
   shardings = param_shardings(mesh, axes, state.params)
   replicated = NamedSharding(mesh, P())
   found = axes_lib.like_params(state, state.params, shardings, replicated)

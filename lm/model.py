@@ -27,6 +27,10 @@ REMAT = {
 }
 
 
+# Knobs that the config.json of older runs lacks.
+_NEWER = {'base_width': 0, 'base_head_dim': 0}
+
+
 class Model(NamedTuple):
   """Pure functions of `params`, a nested dict of float32 arrays.
 
@@ -53,7 +57,7 @@ def build(config: Any) -> Model:
   Raises:
     UserError: a value that no model has, e.g. an odd head_dim.
   """
-  c = FrozenConfigDict(config)
+  c = FrozenConfigDict({**_NEWER, **config})
   _check(c)
   module = _Transformer(c)
   tokens = jnp.zeros((1, 1), jnp.int32)
@@ -69,7 +73,8 @@ def build(config: Any) -> Model:
     return module.apply({'params': params}, tokens_BT)
 
   def head(params):
-    return params['embedding'].T if c.tie_embeddings else params['head']
+    kernel = params['embedding'].T if c.tie_embeddings else params['head']
+    return kernel if width(c) == 1 else kernel / width(c)
 
   def apply(params, tokens_BT):
     h_BTD = hidden(params, tokens_BT)
@@ -89,6 +94,18 @@ def num_params(config: Any) -> int:
   """Returns the number of parameters without making any."""
   shapes = jax.eval_shape(build(config).init, jax.random.key(0))
   return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+
+
+def width(c: Any) -> float:
+  """Returns d_model / base_width, 1 if there is no base: see lm/width.py."""
+  return c.d_model / c.base_width if c.base_width else 1.0
+
+
+def activations(config: Any, params: Any, tokens_BT: jax.Array) -> Any:
+  """Returns flax's tree of all outputs of sublayers, layers not scanned."""
+  module = _Transformer(FrozenConfigDict({**_NEWER, **config}))
+  capture = {'capture_intermediates': True, 'mutable': 'intermediates'}
+  return module.apply({'params': params}, tokens_BT, **capture)[1]
 
 
 def flops_per_token(config: Any, seq_len: int) -> float:
@@ -175,7 +192,7 @@ class _Attention(nn.Module):
     time = rope[0].shape[0]
 
     def project(name, **heads):
-      kernel = _param(self, name, c.init_std, embed=D, **heads, head_dim=K)
+      kernel = _param(self, name, _std(c), embed=D, **heads, head_dim=K)
       y = linear.linear(x_LD, kernel.reshape(D, -1))
       y = y.reshape(-1, time, kernel.shape[1], K)
       return sharding.constrain(y, 'batch', 'seq', *heads, None)
@@ -187,6 +204,11 @@ class _Attention(nn.Module):
       q_BTHK = _norm(self, 'q_norm', q_BTHK, c.norm_eps)
       k_BTGK = _norm(self, 'k_norm', k_BTGK, c.norm_eps)
     q_BTHK, k_BTGK = _rotate(q_BTHK, rope), _rotate(k_BTGK, rope)
+    if c.base_head_dim not in (
+      0,
+      K,
+    ):  # logits of muP: 1/K in place of 1/sqrt(K)
+      q_BTHK *= math.sqrt(c.base_head_dim / K)
     o_BTHK = attention.attention(q_BTHK, k_BTGK, v_BTGK, form=c.attention)
     kernel = _param(self, 'o', _out_std(c), heads=H, head_dim=K, embed=D)
     return linear.linear(o_BTHK.reshape(-1, H * K), kernel.reshape(-1, D))
@@ -199,8 +221,8 @@ class _Mlp(nn.Module):
   def __call__(self, x_LD):
     c = self.c
     sides = {'embed': c.d_model, 'mlp': c.d_ff}
-    gate_DF = _param(self, 'gate', c.init_std, **sides)
-    up_DF = _param(self, 'up', c.init_std, **sides)
+    gate_DF = _param(self, 'gate', _std(c), **sides)
+    up_DF = _param(self, 'up', _std(c), **sides)
     down_FD = _param(self, 'down', _out_std(c), mlp=c.d_ff, embed=c.d_model)
     h_LF = nn.silu(linear.linear(x_LD, gate_DF)) * linear.linear(x_LD, up_DF)
     return linear.linear(sharding.constrain(h_LF, 'batch', 'mlp'), down_FD)
@@ -237,8 +259,12 @@ def _rotate(x_BTHK, rope):
   return turned.astype(x_BTHK.dtype)
 
 
+def _std(c):
+  return c.init_std / math.sqrt(width(c))
+
+
 def _out_std(c):
-  return c.init_std / math.sqrt(2 * c.num_layers)
+  return _std(c) / math.sqrt(2 * c.num_layers)
 
 
 def _is_box(x):
@@ -248,9 +274,10 @@ def _is_box(x):
 def _check(c):
   """Refuses what no model can be; sizes that do not fit each other."""
   for name in ('num_layers', 'd_model', 'num_heads', 'num_kv_heads',
-               'head_dim', 'd_ff', 'vocab_size'):  # fmt: skip
-    if c[name] < 1:
-      raise UserError(f'model.{name}={c[name]} must be at least 1.')
+               'head_dim', 'd_ff', 'vocab_size', *_NEWER):  # fmt: skip
+    least = 0 if name in _NEWER else 1
+    if c[name] < least:
+      raise UserError(f'model.{name}={c[name]} must be at least {least}.')
   for name, least in (('rope_theta', 1), ('init_std', 0), ('norm_eps', 0),
                       ('logit_softcap', 0)):  # fmt: skip
     if not least <= c[name] < math.inf:

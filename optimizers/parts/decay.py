@@ -16,7 +16,8 @@ wd may follow a schedule in each mode, in a run by `follow`: 'decoupled' and wd
 times lr / peak is 'corrected', 'cautious' and wd times lr / peak its cautious
 form. Decay acts on matrices, embeddings and heads, not on vectors (norm
 scales). If no axes are given, an optimizer treats all leaves alike and decays
-them all.
+them all. Axes may give a leaf a learning rate, with the same peak / lr, and wd
+of its own: lr_scale lr and decay_scale wd.
 """
 
 from collections.abc import Callable
@@ -90,15 +91,18 @@ def descend(
 
   def before(g, x, a):
     decays = mode == 'coupled' and _decays(axes, a)
-    return g + weight_decay * x if decays else g
+    return g + _times(a.decay_scale, weight_decay) * x if decays else g
 
   def after(path, u, x, g, a, count):
+    lr, each = _times(a.lr_scale, learning_rate), a.decay_scale
+    if mode == 'independent':
+      each = each / a.lr_scale  # of the leaf's own peak
     if mode in ('coupled', 'none') or not _decays(axes, a):
-      return -learning_rate * u
+      return -lr * u
     if mode in decay_masks.MODES:
       key = decay_masks.key(count, path)
       x, u = decay_masks.masked(decay, x, u, g, batch=a.batch, key=key)
-    return -learning_rate * (u + shrink * x)
+    return -lr * (u + _times(each, shrink) * x)
 
   def update(updates, state, params=None):
     if params is None and jax.tree.leaves(updates):
@@ -123,6 +127,10 @@ def descend(
     return decay_masks.RandomState(jnp.zeros((), jnp.int32), state)
 
   return optax.GradientTransformation(init, update)
+
+
+def _times(factor, x):
+  return x if factor == 1 else factor * x
 
 
 def _decays(axes, leaf):

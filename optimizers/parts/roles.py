@@ -27,6 +27,7 @@ class Axes:
   role: 'embedding', 'head', 'matrix' or 'vector'. inputs, outputs, batch and
   heads are indices of dimensions; `batch` dimensions stack independent matrices
   and `heads` are those of `inputs` or `outputs` that index attention heads.
+  lr_scale and decay_scale multiply its learning rate and weight decay.
   Any object with these fields will do.
   """
 
@@ -36,6 +37,8 @@ class Axes:
   outputs: tuple[int, ...] = ()
   batch: tuple[int, ...] = ()
   heads: tuple[int, ...] = ()
+  lr_scale: float = 1.0
+  decay_scale: float = 1.0
 
 
 def infer(shape: tuple[int, ...]) -> Axes:
@@ -115,10 +118,9 @@ def split_heads(axes: Axes) -> Axes:
   are inputs, stays one matrix.
   """
   heads = tuple(i for i in axes.heads if i in axes.outputs)
-  return Axes(
-    tuple(axes.names),
-    axes.role,
-    tuple(axes.inputs),
-    tuple(i for i in axes.outputs if i not in heads),
-    (*axes.batch, *heads),
+  return dataclasses.replace(
+    axes,
+    outputs=tuple(i for i in axes.outputs if i not in heads),
+    batch=(*axes.batch, *heads),
+    heads=(),
   )

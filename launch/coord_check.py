@@ -1,0 +1,102 @@
+r"""Checks that a width rule works: numbers over width, slopes, a picture.
+
+  python -m launch.coord_check --config=configs/debug.py --widths=32,64,128 \
+      --config.model.base_width=32
+  python -m launch.coord_check --config=configs/debug.py --widths=32,64,128 \
+      --of=singular_values --num_steps=400 --config.learning_rate=1e-2
+
+--of=activations: RMS after num_steps and of their change, which a rule such as
+muP keeps alike at all widths (slope 0; 2203.03466, appendix D.1).
+--of=singular_values: the top one of each matrix (2510.15262). Runs are short,
+at the peak learning rate; d_ff and heads grow with d_model. Writes no run.
+"""
+
+import pathlib
+
+from absl import flags
+
+from launch import cli
+from lm.errors import UserError, did_you_mean
+
+_DEFAULT = 'configs/debug.py'
+_CONFIG = cli.define_config()
+_WIDTHS = flags.DEFINE_list('widths', ['32', '64', '128'], 'values of d_model')
+_NUM_STEPS = flags.DEFINE_integer('num_steps', 10, 'of each run')
+_OF = flags.DEFINE_string('of', 'activations', 'or singular_values')
+_GROW = flags.DEFINE_string('grow', 'heads', 'or head_dim')
+_OUT = flags.DEFINE_string('out', 'coord_check.png', 'the picture')
+
+_TITLES = {
+  'activations': ('RMS after the last step', 'RMS of the change'),
+  'singular_values': ('top singular value', 'top singular value before'),
+}
+
+
+def main() -> None:
+  out, widths = pathlib.Path(_OUT.value), _widths()
+  if out.suffix != '.png':
+    raise UserError(f"--out='{out}' must end in .png.")
+  if _OF.value not in _TITLES:
+    hint = did_you_mean(_OF.value, _TITLES)
+    raise UserError(f"--of='{_OF.value}' does not exist.{hint}")
+  if _NUM_STEPS.value < 1:
+    raise UserError(f'--num_steps={_NUM_STEPS.value} must be at least 1.')
+  from launch import show
+  from launch import widths as lib
+  from lm import width
+
+  configs = [lib.at_width(_CONFIG.value, w, _GROW.value) for w in widths]
+  measure = getattr(lib, _OF.value)
+  for c in configs:
+    print(f'd_model {c.model.d_model}: width rule: {width.describe(c)}')
+  numbers = [measure(lib.train(c, _NUM_STEPS.value)) for c in configs]
+  panels = dict(
+    zip(_TITLES[_OF.value], zip(*numbers, strict=True), strict=True)
+  )
+  for title, found in panels.items():
+    rows = []
+    for kind in found[0]:
+      values = [x[kind] for x in found]
+      rows.append([kind, *(f'{v:.4g}' for v in values),
+                   f'{lib.slope(widths, values):+.2f}'])  # fmt: skip
+    show.table([title, *map(str, widths), 'slope'], rows)
+  if _OF.value == 'singular_values':
+    print(_memory(configs))
+  show.save(lib.draw(widths, panels), out)
+  print(f'wrote {out}')
+  print(
+    'Next: the same without a rule, --config.model.base_width=0, or with '
+    f'--config.model.base_width={widths[0]}'
+  )
+
+
+def _widths() -> list[int]:
+  widths = cli.integers('widths', _WIDTHS.value)
+  if len(set(widths)) < 2 or min(widths) < 1:
+    raise UserError(
+      f'--widths={",".join(_WIDTHS.value)} must be two or more different '
+      'positive numbers.'
+    )
+  return sorted(set(widths))
+
+
+def _memory(configs) -> str:
+  """Says how much of the initial values is forgotten."""
+  from lm import width
+
+  decay = configs[0].optimizer['weight_decay']
+  rates = []
+  for c in configs:
+    lr, wd = width.factors(c)['matrix']
+    rates.append(c.learning_rate * lr * decay * wd)
+  times = [_NUM_STEPS.value * r for r in rates]
+  text = ', '.join(f'{t:.2g}' for t in times)
+  more = f' (all would, after {3 / min(rates):.0f} steps)' if min(rates) else ''
+  return (
+    f'steps x learning rate x weight decay: {text}; from about 3 on, decay and '
+    f'not the initial values decide the spectra{more}'
+  )
+
+
+if __name__ == '__main__':
+  cli.run(main, _DEFAULT)

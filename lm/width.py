@@ -1,0 +1,90 @@
+"""Width rules: knobs that were tuned at one width, used at another.
+
+With `model.base_width`, the knobs of a config are those of the run at that
+d_model, m = d_model / base_width (muP: 2203.03466, table 8; 2510.15262):
+
+                   initial std  learning rate  weight decay     forward
+  embedding        1            1              embedding_decay  1
+  matrix           m^-1/2       m^lr_power     DECAYS[decay]    1
+  head             1            1              head_decay       logits / m
+  vector (norms)   1            1              none             1
+  attention logits sqrt(base_head_dim) / head_dim, for 1 / sqrt(head_dim)
+
+All entries are factors, 1 at m = 1: that run is the run without a rule, bit for
+bit. d_ff and num_heads (or head_dim) are meant to grow like d_model.
+
+lr_power is -1 for methods whose update has entries of one size (AdamW, Lion),
+-1/2 for Adafactor with multiply_by_parameter_scale, 0 for SGD. An optimizer
+with a knob `scale` states the size of its matrices' updates itself: SCALES is
+used for it. The rules reach every optimizer through the axes: a role's lr, peak
+and wd in `optimizers/parts/decay.py` are multiplied, u is not touched.
+Differs from muP: epsilon of Adam, and SGD's embedding and head, do not scale.
+"""
+
+import dataclasses
+
+import jax
+from ml_collections import ConfigDict
+
+from lm import model
+from lm.errors import UserError, did_you_mean
+
+# Power of m for the weight decay of matrices, with the rate as 1 / m. Top
+# singular values go as m^(3/4) sqrt(rate / wd) (2510.15262): 'sqrt' keeps them,
+# 'independent' keeps rate * wd, 'inverse_square' is nanochat's for Muon.
+DECAYS = {
+  'sqrt': 0.5,
+  'constant': 0.0,
+  'independent': 1.0,
+  'inverse_square': -2.0,
+}
+# Power of m for the rate at which the spectral norm of an update is constant.
+SCALES = {'keller': 0.0, 'spectral': 0.0, 'moonlight': -0.5}
+
+
+def factors(config: ConfigDict) -> dict[str, tuple[float, float]]:
+  """Returns {role: (factor of the learning rate, of the weight decay)}.
+
+  Raises:
+    UserError: a decay rule that does not exist.
+  """
+  c = config.width
+  if c.decay not in DECAYS:
+    hint = did_you_mean(c.decay, DECAYS)
+    raise UserError(f"width.decay='{c.decay}' does not exist.{hint}")
+  if not config.model.base_width:
+    return dict.fromkeys(('matrix', 'embedding', 'head', 'vector'), (1.0, 1.0))
+  m = model.width(config.model)
+  return {
+    'matrix': (m ** lr_power(config), m ** DECAYS[c.decay]),
+    'embedding': (1.0, c.embedding_decay),
+    'head': (1.0, c.head_decay),
+    'vector': (1.0, 1.0),
+  }
+
+
+def lr_power(config: ConfigDict) -> float:
+  """Returns the power of m for the learning rate of matrices."""
+  knobs = config.optimizer.to_dict()
+  return SCALES.get(knobs.get('scale'), config.width.lr_power)
+
+
+def apply(config: ConfigDict, net: model.Model) -> model.Model:
+  """Writes the factors into the axes, where optimizers find them."""
+  found = factors(config)
+  scaled = lambda a: dataclasses.replace(
+    a, lr_scale=found[a.role][0], decay_scale=found[a.role][1]
+  )
+  return net._replace(axes=jax.tree.map(scaled, net.axes))
+
+
+def describe(config: ConfigDict) -> str:
+  """Returns what the rule does to this config, in a line."""
+  if not config.model.base_width:
+    return 'none'
+  m, (lr, wd) = model.width(config.model), factors(config)['matrix']
+  return (
+    f'{m:.4g} x base width {config.model.base_width}: matrices initial std x'
+    f'{m**-0.5:.4g}, learning rate x{lr:.4g}, weight decay x{wd:.4g}; '
+    f'logits x{1 / m:.4g}'
+  )

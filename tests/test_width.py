@@ -1,0 +1,158 @@
+"""Width rules: the numbers of 2510.15262, and what reaches an optimizer."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import loop, model, spec, step, width
+from lm.errors import UserError
+from optimizers.parts import newton_schulz, roles, shape_scale
+from tests import helpers
+from tests import optimizer_problem as problem
+
+
+def _config(d, base, arg='', **overrides):
+  sizes = {'model__d_model': d, 'model__num_heads': d // 16,
+           'model__num_kv_heads': d // 16, 'model__d_ff': 2 * d}  # fmt: skip
+  return helpers.config(arg, model__base_width=base, **sizes, **overrides)
+
+
+@pytest.mark.parametrize(
+  ('d', 'decay', 'shrink', 'steps'),
+  [
+    (256, 0.1, 3.00e-4, 3333),
+    (512, 0.1414, 2.12e-4, 4714),
+    (1024, 0.2, 1.5e-4, 6667),
+    (2048, 0.2828, 1.06e-4, 9428),
+  ],
+)
+def test_the_corrected_rule(d, decay, shrink, steps):
+  """Rate 3e-3 and decay 0.1 at width 256, as in the paper's set-up."""
+  lr, wd = width.factors(_config(d, 256))['matrix']
+  np.testing.assert_allclose(0.1 * wd, decay, rtol=3e-4)
+  np.testing.assert_allclose(3e-3 * lr * 0.1 * wd, shrink, rtol=3e-3)
+  np.testing.assert_allclose(1 / (3e-3 * lr * 0.1 * wd), steps, rtol=1e-3)
+  # Top singular values, m^0.75 sqrt(rate / decay), do not move.
+  np.testing.assert_allclose((d / 256) ** 0.75 * (lr / wd) ** 0.5, 1)
+
+
+@pytest.mark.parametrize(
+  ('rule', 'top', 'shrink'),
+  [('constant', 1.68, 1 / 8), ('independent', 0.59, 1.0)],
+)
+def test_the_competing_rules_at_eight_times_the_width(rule, top, shrink):
+  lr, wd = width.factors(_config(2048, 256, width__decay=rule))['matrix']
+  np.testing.assert_allclose(8**0.75 * (lr / wd) ** 0.5, top, atol=0.006)
+  np.testing.assert_allclose(lr * wd, shrink)
+
+
+def test_factors_go_to_roles():
+  config = _config(64, 32, width__embedding_decay=0.0)
+  axes = loop.build(config).model.axes
+  found = {}
+  for path, a in jax.tree_util.tree_leaves_with_path(axes):
+    found.setdefault((a.lr_scale, a.decay_scale), set()).add(path[-1].key)
+  assert found == {
+    (0.5, 2**0.5): {'q', 'k', 'v', 'o', 'gate', 'up', 'down'},
+    (1.0, 0.0): {'embedding'},
+    (1.0, 1.0): {'head', 'attn_norm', 'mlp_norm', 'final_norm'},
+  }
+
+
+def test_initial_values_and_logits():
+  """m^-1/2 for matrices, 1 for the ends; logits by 1/m and by 1/head_dim."""
+  rule, plain = _config(128, 32).model, _config(128, 0).model
+  a, b = (model.build(c) for c in (rule, plain))
+  x, y = (net.init(jax.random.key(0)) for net in (a, b))
+  for p, q, meaning in zip(*map(jax.tree.leaves, (x, y, a.axes)), strict=True):
+    factor = 0.5 if meaning.role == 'matrix' else 1.0
+    np.testing.assert_allclose(p, factor * q, rtol=1e-6)
+  tokens = jnp.arange(8)[None]
+  logits = a.apply(x, tokens)
+  np.testing.assert_allclose(4 * logits, b.apply(x, tokens), rtol=1e-5)
+  assert a.head(x).shape == b.head(x).shape
+
+  # q k / head_dim is q k / sqrt(head_dim) with q smaller by sqrt(head_dim).
+  plain.base_head_dim = 4
+  smaller = jax.tree_util.tree_map_with_path(
+    lambda p, v: v / 2 if p[-1].key == 'q' else v, x
+  )
+  np.testing.assert_allclose(
+    model.build(plain).apply(x, tokens), b.apply(smaller, tokens), rtol=1e-5
+  )
+
+
+def _moves(name, axes, lr, peak, wd, decay='independent'):
+  """One update from a state of zeros."""
+  config = spec.spec('optimizers', name, decay=decay)
+  knobs = {'weight_decay': wd}
+  tx = spec.build('optimizers', config, lr, axes, peak, floats=knobs)
+  params, grads = problem.params(), problem.params(seed=1)
+  return jax.tree.leaves(tx.update(grads, tx.init(params), params)[0])
+
+
+@pytest.mark.parametrize(
+  ('name', 'decay'),
+  [(name, 'independent') for name in spec.names('optimizers')]
+  + [('adamw', mode) for mode in ('decoupled', 'corrected', 'cautious')]
+  + [('sgdw', 'coupled')],
+)
+def test_a_leaf_is_as_if_it_had_its_own_rate_and_decay(name, decay):
+  """Factors in the axes of the matrices, against these knobs for all."""
+  lr, peak, wd, s, k = 0.01, 0.04, 0.3, 0.25, 3.0
+  axes = problem.axes()
+  scale = lambda a: dataclasses.replace(a, lr_scale=s, decay_scale=k)
+  scaled = jax.tree.map(lambda a: scale(a) if a.role == 'matrix' else a, axes)
+  got = _moves(name, scaled, lr, peak, wd, decay)
+  own = _moves(name, axes, s * lr, s * peak, k * wd, decay)
+  rest = _moves(name, axes, lr, peak, wd, decay)
+  for i, a in enumerate(jax.tree.leaves(axes)):
+    want = own[i] if a.role == 'matrix' else rest[i]
+    np.testing.assert_allclose(got[i], want, rtol=2e-5, atol=1e-8)
+    assert a.role != 'matrix' or np.abs(own[i] - rest[i]).max() > 1e-4
+
+
+@pytest.mark.parametrize('scale', sorted(shape_scale.SCALES))
+def test_the_power_of_an_orthogonal_update_keeps_its_spectral_norm(scale):
+  """Of square matrices, measured; so for any gradient."""
+  norm = {}
+  for d in (16, 64):
+    x = jax.random.normal(jax.random.key(d), (1, d, d))
+    u = newton_schulz.orthogonalize(
+      x, coefficients='polar_express', steps=8, dtype='float32'
+    )
+    factor = shape_scale.factor(scale, (d, d), roles.infer((d, d)))
+    norm[d] = factor * np.linalg.norm(u[0], 2)
+  config = _config(64, 16, 'optimizer=muon', optimizer__scale=scale)
+  lr = width.factors(config)['matrix'][0]
+  np.testing.assert_allclose(norm[64] * lr, norm[16], rtol=0.05)
+  assert width.factors(_config(64, 16))['matrix'][0] == 0.25  # AdamW
+
+
+def test_at_its_base_width_a_rule_is_no_program():
+  """The same text before compilation, so the same bits."""
+  texts = []
+  for base, head in ((0, 0), (32, 16), (16, 16)):
+    built = loop.build(_config(32, base, model__base_head_dim=head))
+    tokens = jax.ShapeDtypeStruct((8, 33), jnp.int32)
+    traced = step.floats(helpers.config())
+    with jax.set_mesh(built.mesh):
+      lowered = built.train_step.lower(built.abstract, tokens, traced)
+    texts.append(lowered.as_text() + built.init.lower().as_text())
+  assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+  ('knob', 'value', 'sentence'),
+  [
+    ('width__decay', 'sqr', "width.decay='sqr' does not exist. .*'sqrt'"),
+    ('model__base_width', -1, r'model\.base_width=-1 must be at least 0'),
+    ('model__base_head_dim', -8, r'model\.base_head_dim=-8 must be'),
+  ],
+)
+def test_mistakes_are_one_sentence(knob, value, sentence):
+  with pytest.raises(UserError, match=sentence):
+    loop.build(helpers.config(**{knob: value}))
