@@ -151,7 +151,7 @@ def draw(
   widths: Sequence[int], panels: Mapping[str, Sequence[Numbers]]
 ) -> figure.Figure:
   """Draws each panel {title: numbers at each width}, both axes logarithmic."""
-  fig = figure.Figure(figsize=(5.2 * len(panels), 3.8), layout='constrained')
+  fig = figure.Figure(figsize=(5.8 * len(panels), 3.6), layout='constrained')
   axes = fig.subplots(1, len(panels), squeeze=False)[0]
   for ax, (title, numbers) in zip(axes, panels.items(), strict=True):
     for i, kind in enumerate(numbers[0]):
@@ -162,5 +162,7 @@ def draw(
     ax.set_xticks(widths, [str(w) for w in widths])
     ax.minorticks_off()
     ax.set(xlabel='d_model', title=title)
-    ax.legend(fontsize=7, title='slope', title_fontsize=7)
+    ax.legend(
+      fontsize=7, title='slope', loc='upper left', bbox_to_anchor=(1, 1)
+    )
   return fig

@@ -141,7 +141,7 @@ def state_shardings(mesh: Mesh, axes: Any, state: Any, zero: int = 0) -> Any:
   shardings = param_shardings(mesh, axes, state.params)
   replicated = NamedSharding(mesh, P())
   found = axes_lib.like_params(state, state.params, shardings, replicated)
-  fields = ('opt_state', 'mean', 'params')[: (0, 2, 2, 3)[zero]]
+  fields = ('opt_state', 'mean', 'averages', 'params')[: (0, 3, 3, 4)[zero]]
   return found.replace(
     **{k: _spread(getattr(found, k), getattr(state, k)) for k in fields}
   )

@@ -16,7 +16,7 @@ import jax
 from jax import numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from lm import attention, axes, linear, sharding
+from lm import attention, axes, linear, sharding, width
 from lm.errors import UserError, did_you_mean
 
 DTYPES = ('float32', 'bfloat16')  # float16 would need a loss scale
@@ -74,7 +74,7 @@ def build(config: Any) -> Model:
 
   def head(params):
     kernel = params['embedding'].T if c.tie_embeddings else params['head']
-    return kernel if width(c) == 1 else kernel / width(c)
+    return kernel if width.ratio(c) == 1 else kernel / width.ratio(c)
 
   def apply(params, tokens_BT):
     h_BTD = hidden(params, tokens_BT)
@@ -96,16 +96,11 @@ def num_params(config: Any) -> int:
   return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
 
 
-def width(c: Any) -> float:
-  """Returns d_model / base_width, 1 if there is no base: see lm/width.py."""
-  return c.d_model / c.base_width if c.base_width else 1.0
-
-
 def activations(config: Any, params: Any, tokens_BT: jax.Array) -> Any:
   """Returns flax's tree of all outputs of sublayers, layers not scanned."""
   module = _Transformer(FrozenConfigDict({**_NEWER, **config}))
-  capture = {'capture_intermediates': True, 'mutable': 'intermediates'}
-  return module.apply({'params': params}, tokens_BT, **capture)[1]
+  more = {'capture_intermediates': True, 'mutable': 'intermediates'}
+  return module.apply({'params': params}, tokens_BT, **more)[1]
 
 
 def flops_per_token(config: Any, seq_len: int) -> float:
@@ -210,7 +205,9 @@ class _Attention(nn.Module):
     ):  # logits of muP: 1/K in place of 1/sqrt(K)
       q_BTHK *= math.sqrt(c.base_head_dim / K)
     o_BTHK = attention.attention(q_BTHK, k_BTGK, v_BTGK, form=c.attention)
-    kernel = _param(self, 'o', _out_std(c), heads=H, head_dim=K, embed=D)
+    kernel = _param(
+      self, 'o', _std(c, c.num_layers), heads=H, head_dim=K, embed=D
+    )
     return linear.linear(o_BTHK.reshape(-1, H * K), kernel.reshape(-1, D))
 
 
@@ -223,7 +220,9 @@ class _Mlp(nn.Module):
     sides = {'embed': c.d_model, 'mlp': c.d_ff}
     gate_DF = _param(self, 'gate', _std(c), **sides)
     up_DF = _param(self, 'up', _std(c), **sides)
-    down_FD = _param(self, 'down', _out_std(c), mlp=c.d_ff, embed=c.d_model)
+    down_FD = _param(
+      self, 'down', _std(c, c.num_layers), mlp=c.d_ff, embed=c.d_model
+    )
     h_LF = nn.silu(linear.linear(x_LD, gate_DF)) * linear.linear(x_LD, up_DF)
     return linear.linear(sharding.constrain(h_LF, 'batch', 'mlp'), down_FD)
 
@@ -259,12 +258,8 @@ def _rotate(x_BTHK, rope):
   return turned.astype(x_BTHK.dtype)
 
 
-def _std(c):
-  return c.init_std / math.sqrt(width(c))
-
-
-def _out_std(c):
-  return _std(c) / math.sqrt(2 * c.num_layers)
+def _std(c, layers=0.5):
+  return c.init_std / math.sqrt(width.ratio(c) * 2 * layers)
 
 
 def _is_box(x):

@@ -22,11 +22,11 @@ Differs from muP: epsilon of Adam, and SGD's embedding and head, do not scale.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from lm import model
 from lm.errors import UserError, did_you_mean
 
 # Power of m for the weight decay of matrices, with the rate as 1 / m. Top
@@ -42,6 +42,11 @@ DECAYS = {
 SCALES = {'keller': 0.0, 'spectral': 0.0, 'moonlight': -0.5}
 
 
+def ratio(model: Any) -> float:
+  """Returns m of the section `model` of a config; 1 if there is no base."""
+  return model.d_model / model.base_width if model.base_width else 1.0
+
+
 def factors(config: ConfigDict) -> dict[str, tuple[float, float]]:
   """Returns {role: (factor of the learning rate, of the weight decay)}.
 
@@ -54,7 +59,7 @@ def factors(config: ConfigDict) -> dict[str, tuple[float, float]]:
     raise UserError(f"width.decay='{c.decay}' does not exist.{hint}")
   if not config.model.base_width:
     return dict.fromkeys(('matrix', 'embedding', 'head', 'vector'), (1.0, 1.0))
-  m = model.width(config.model)
+  m = ratio(config.model)
   return {
     'matrix': (m ** lr_power(config), m ** DECAYS[c.decay]),
     'embedding': (1.0, c.embedding_decay),
@@ -69,8 +74,8 @@ def lr_power(config: ConfigDict) -> float:
   return SCALES.get(knobs.get('scale'), config.width.lr_power)
 
 
-def apply(config: ConfigDict, net: model.Model) -> model.Model:
-  """Writes the factors into the axes, where optimizers find them."""
+def apply(config: ConfigDict, net: Any) -> Any:
+  """Returns the model with the factors in its axes, for optimizers."""
   found = factors(config)
   scaled = lambda a: dataclasses.replace(
     a, lr_scale=found[a.role][0], decay_scale=found[a.role][1]
@@ -82,7 +87,7 @@ def describe(config: ConfigDict) -> str:
   """Returns what the rule does to this config, in a line."""
   if not config.model.base_width:
     return 'none'
-  m, (lr, wd) = model.width(config.model), factors(config)['matrix']
+  m, (lr, wd) = ratio(config.model), factors(config)['matrix']
   return (
     f'{m:.4g} x base width {config.model.base_width}: matrices initial std x'
     f'{m**-0.5:.4g}, learning rate x{lr:.4g}, weight decay x{wd:.4g}; '

@@ -1,0 +1,97 @@
+"""launch.coord_check: activations and singular values over the width."""
+
+import jax
+import numpy as np
+import pytest
+
+from launch import widths
+from lm import model
+from tests import helpers, tools
+
+
+def test_slopes_are_powers_of_the_width():
+  for power in (-0.5, 0.0, 1.0):
+    values = [3 * w**power for w in (32, 64, 256)]
+    np.testing.assert_allclose(
+      widths.slope((32, 64, 256), values), power, atol=1e-12
+    )
+
+
+def test_sizes_grow_together():
+  config = helpers.config()  # d_model 32, 2 heads of 16, d_ff 64
+  c = widths.at_width(config, 128, 'heads').model
+  assert (c.d_model, c.num_heads, c.num_kv_heads, c.d_ff) == (128, 8, 8, 256)
+  c = widths.at_width(config, 128, 'head_dim').model
+  assert (c.d_model, c.num_heads, c.head_dim, c.d_ff) == (128, 2, 64, 256)
+  assert config.model.d_model == 32
+
+
+def test_top_singular_values_of_each_kind():
+  """Against numpy's SVD of each layer as a matrix."""
+  config = helpers.config().model
+  net = model.build(config)
+  before, after = (net.init(jax.random.key(i)) for i in range(2))
+  run = widths.Trained(helpers.config(), net, None, before, after)
+  got, old = widths.singular_values(run)
+  top = lambda x: np.linalg.svd(np.asarray(x), compute_uv=False)[0]
+  q = [top(after[f'block_{i}']['attn']['q'].reshape(32, 32)) for i in range(2)]
+  o = [top(before[f'block_{i}']['attn']['o'].reshape(32, 32)) for i in range(2)]
+  np.testing.assert_allclose(got['q'], np.sqrt(np.mean(np.square(q))), 1e-5)
+  np.testing.assert_allclose(old['o'], np.sqrt(np.mean(np.square(o))), 1e-5)
+  np.testing.assert_allclose(got['head'], top(after['head']), 1e-5)
+  assert sorted(got) == sorted(
+    ['q', 'k', 'v', 'o', 'gate', 'up', 'down', 'embedding', 'head']
+  )
+
+
+def _slopes(base_width):
+  """Of the RMS of changes in 4 steps, from width 32 to 128."""
+  config = helpers.config(
+    model__num_layers=1, model__base_width=base_width, learning_rate=3e-3
+  )
+  both = [
+    widths.activations(widths.train(widths.at_width(config, w, 'heads'), 4))[1]
+    for w in (32, 128)
+  ]
+  return {k: widths.slope((32, 128), [b[k] for b in both]) for k in both[0]}
+
+
+def test_a_rule_keeps_changes_alike_that_grow_without_it():
+  rule, plain = _slopes(32), _slopes(0)
+  assert sorted(rule) == ['attn', 'block', 'final_norm', 'logits', 'mlp']
+  for kind in ('attn', 'logits'):
+    assert abs(rule[kind]) < 0.35
+    assert plain[kind] > 0.5
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    (['--widths=32'], '--widths=32 must be two or more different'),
+    (['--widths=32,a'], "--widths: 'a' is not a number"),
+    (['--widths=32,40'], 'at d_model=40, model.num_heads=2 x 40/32'),
+    (['--of=sigma'], "--of='sigma' does not exist. Legal"),
+    (['--grow=head'], "--grow='head' does not exist. Did you mean 'heads'"),
+    (['--out=a.jpg'], "--out='a.jpg' must end in .png"),
+    (['--num_steps=0'], '--num_steps=0 must be at least 1'),
+    (['--config.width.decay=sqr'], "width.decay='sqr' does not exist"),
+  ],
+)
+def test_mistakes_are_one_sentence(monkeypatch, capsys, arguments, sentence):
+  assert tools.call(monkeypatch, 'coord_check', *arguments) == 2
+  assert sentence in capsys.readouterr().err
+
+
+def test_the_command(monkeypatch, capsys, tmp_path):
+  out = tmp_path / 'sigma.png'
+  code = tools.call(
+    monkeypatch, 'coord_check', '--widths=16,32', '--of=singular_values',
+    '--num_steps=2', f'--out={out}', '--config.model.base_width=16',
+    '--config.model.num_layers=1',
+  )  # fmt: skip
+  assert code == 0
+  text = capsys.readouterr().out
+  assert '2 x base width 16: matrices initial std x0.7071' in text
+  assert 'steps x learning rate x weight decay: 0.0006, 0.00042;' in text
+  assert 'all would, after 14142 steps' in text
+  assert out.read_bytes()[:4] == b'\x89PNG'
