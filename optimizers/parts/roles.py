@@ -118,9 +118,10 @@ def split_heads(axes: Axes) -> Axes:
   are inputs, stays one matrix.
   """
   heads = tuple(i for i in axes.heads if i in axes.outputs)
-  return dataclasses.replace(
-    axes,
-    outputs=tuple(i for i in axes.outputs if i not in heads),
-    batch=(*axes.batch, *heads),
-    heads=(),
+  return Axes(
+    tuple(axes.names),
+    axes.role,
+    tuple(axes.inputs),
+    tuple(i for i in axes.outputs if i not in heads),
+    (*axes.batch, *heads),
   )
