@@ -59,4 +59,6 @@ def diagnostics(
 ):
   """What a run may log: see parts/saturation.py."""
   wd = rate(decay, weight_decay, learning_rate, peak)
-  return saturation.measure('l1', params, opt_state, axes, weight_decay=wd)
+  return saturation.measure(
+    'l1', params, opt_state, axes, weight_decay=wd, decay=decay
+  )

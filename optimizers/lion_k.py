@@ -77,6 +77,7 @@ def diagnostics(
     opt_state,
     axes,
     weight_decay=rate(decay, weight_decay, learning_rate, peak),
+    decay=decay,
     epsilon=epsilon,
     relative=relative,
   )

@@ -1,5 +1,6 @@
 """What a run logs about decay, against NumPy."""
 
+import dataclasses
 import functools
 
 import jax
@@ -119,6 +120,19 @@ def test_the_gap_vanishes_at_the_minimum_and_skips_what_is_outside():
     found = saturation.measure(name, x, {'mu': m}, None, **knobs)
     assert found['lion/gap/matrix'] == pytest.approx(0, abs=1e-5)
     assert found['lion/inside/matrix'] == 0.5
+
+
+def test_a_parameter_with_rates_of_its_own():
+  """wd of a width rule counts; 'independent' is relative to its own peak."""
+  x, m = jnp.asarray(problem.normal((2, 3, 4))[:2], jnp.float32)
+  axes = roles.infer(x.shape)
+  own = dataclasses.replace(axes, decay_scale=0.5, lr_scale=0.25)
+  for mode, factor in (('decoupled', 0.5), ('independent', 2.0)):
+    a = saturation.measure(
+      'l1', x, {'mu': m}, own, weight_decay=0.1, decay=mode
+    )
+    b = saturation.measure('l1', x, {'mu': m}, axes, weight_decay=0.1 * factor)
+    assert a['lion/max/matrix'] == pytest.approx(b['lion/max/matrix'])
 
 
 def test_a_run_with_and_without():

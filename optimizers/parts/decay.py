@@ -94,15 +94,13 @@ def descend(
     return g + _times(a.decay_scale, weight_decay) * x if decays else g
 
   def after(path, u, x, g, a, count):
-    lr, each = _times(a.lr_scale, learning_rate), a.decay_scale
-    if mode == 'independent':
-      each = each / a.lr_scale  # of the leaf's own peak
+    lr = _times(a.lr_scale, learning_rate)
     if mode in ('coupled', 'none') or not _decays(axes, a):
       return -lr * u
     if mode in decay_masks.MODES:
       key = decay_masks.key(count, path)
       x, u = decay_masks.masked(decay, x, u, g, batch=a.batch, key=key)
-    return -lr * (u + _times(each, shrink) * x)
+    return -lr * (u + _times(own(decay, a), shrink) * x)
 
   def update(updates, state, params=None):
     if params is None and jax.tree.leaves(updates):
@@ -127,6 +125,13 @@ def descend(
     return decay_masks.RandomState(jnp.zeros((), jnp.int32), state)
 
   return optax.GradientTransformation(init, update)
+
+
+def own(decay: str, axes: roles.Axes) -> float:
+  """Returns the factor of `rate` that is a leaf's own."""
+  if decay == 'independent':
+    return axes.decay_scale / axes.lr_scale  # of the leaf's own peak
+  return axes.decay_scale
 
 
 def _times(factor, x):

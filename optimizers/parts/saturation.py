@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optimizers.parts import kernels, roles
+from optimizers.parts.decay import own
 
 Array = jax.Array
 
@@ -18,14 +19,15 @@ def measure(
   axes: Any,
   *,
   weight_decay: Array | float,
+  decay: str = 'decoupled',
   epsilon: Array | float = 1.0,
   relative: bool = False,
 ) -> dict[str, Array]:
   """Measures parameters x by the K* of their kernel, and the gap to it.
 
   `state` is that of Lion or Lion-K, possibly wrapped, with mu as it was before
-  the step; `weight_decay` is what multiplies x in u + wd x. For each role R
-  that decays:
+  the step; `weight_decay` is `decay.rate` of the mode `decay`. With wd that
+  times what is the parameter's own, for each role R that decays:
 
     lion/saturated/R  share of entries with wd |x| > 0.95
     lion/max/R        largest wd |x|: for 'l1' the bound is 1
@@ -41,7 +43,7 @@ def measure(
     if axes is not None and a.role == 'vector':
       return
     kernel, view, dims = kernels.arrange(name, m, a)
-    y = kernels.arrange(name, weight_decay * x, a)[1]
+    y = kernels.arrange(name, own(decay, a) * weight_decay * x, a)[1]
     e = kernels.scale(name, m, a, epsilon, relative)
     inner = jnp.sum(view * y, axis=dims, keepdims=True)
     value = kernel.value(view, e, dims)
