@@ -28,7 +28,7 @@ _OUT = flags.DEFINE_string('out', 'coord_check.png', 'the picture')
 
 _TITLES = {
   'activations': ('RMS after the last step', 'RMS of the change'),
-  'singular_values': ('top singular value', 'top singular value before'),
+  'singular_values': ('top singular value after', 'top singular value before'),
 }
 
 

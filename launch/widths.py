@@ -160,9 +160,13 @@ def draw(
       label = f'{kind} {slope(widths, values):+.2f}'
       ax.loglog(widths, values, f'{style}-', color=f'C{i % 10}', label=label)
     ax.set_xticks(widths, [str(w) for w in widths])
-    ax.minorticks_off()
+    ax.set_xticks([], minor=True)
     ax.set(xlabel='d_model', title=title)
     ax.legend(
-      fontsize=7, title='slope', loc='upper left', bbox_to_anchor=(1, 1)
+      fontsize=7,
+      title='slope',
+      title_fontsize=7,
+      loc='upper left',
+      bbox_to_anchor=(1, 1),
     )
   return fig
