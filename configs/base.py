@@ -33,6 +33,10 @@ def get_config(arg: str = '') -> ConfigDict:
   c.follow = ''  # 'weight_decay=0,b1=0.95': at multiplier 0 (lm/follow.py)
   c.clip_norm = 1.0  # global l2 norm of the gradient; 0 = no clipping
   c.z_loss = 0.0  # weight of mean(logsumexp(logits)^2); 1e-4 is typical
+  c.spectral_penalty = 0.0  # weight of (s^2 - 1)^2, s matrices' largest values
+  c.project = ''  # 'nap': matrices keep their first norm (parts/nap.py)
+  c.linearity = 0.0  # weight of 1 - cosine of blocks' inputs and outputs
+  c.qk_clip = 0.0  # bound of attention scores (lm/qk_clip.py); 100 is typical
 
   # --- the model (set by size)
   c.model = ConfigDict()
@@ -48,6 +52,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.model.tie_embeddings = False  # one matrix for embedding and head
   c.model.logit_softcap = 0.0  # cap * tanh(logits / cap); 0 = off, 30 typical
   c.model.norm_eps = 1e-6
+  c.model.init = ''  # or 'orthogonal', 'zero', 'isometric' (initializers.py)
   c.model.init_std = 0.02  # residual outputs are divided by sqrt(2 num_layers)
   c.model.base_width = 0  # muP: d_model of the run that was tuned; 0 = off
   c.model.base_head_dim = 0  # its head_dim, if that differs; 0 = the same

@@ -42,6 +42,37 @@ def attention(
   )
 
 
+def rope_table(head_dim: int, theta: float, time: int) -> tuple:
+  """cos and sin of every position's angles: (T, 1, K / 2)."""
+  half = jnp.arange(head_dim // 2, dtype=jnp.float32)
+  frequency = theta ** (-2 * half / head_dim)
+  angle = jnp.arange(time, dtype=jnp.float32)[:, None, None] * frequency
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BTHK: jax.Array, rope: tuple) -> jax.Array:
+  """RoPE (Su et al. 2021, eq. 34): pairs (i, i + K/2) turn with position."""
+  cos, sin = rope
+  a, b = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return turned.astype(x_BTHK.dtype)
+
+
+def max_logits(q_BTHK: jax.Array, k_BTGK: jax.Array) -> jax.Array:
+  """Returns the largest causal score q k / sqrt(K) of each head, float32 (H,).
+
+  A second product, half as large as `_forward`'s pair, for whichever form.
+  """
+  q, k = jax.lax.stop_gradient(_by_group(q_BTHK, k_BTGK))
+  largest = []
+  for start, end in _chunks(q.shape[3]):
+    scores = _product('bgrtk,bgsk->bgrts', q[..., start:end, :], k[:, :, :end])
+    seen = jnp.arange(start, end)[:, None] >= jnp.arange(end)
+    scores = jnp.where(seen, scores, -jnp.inf)
+    largest.append(scores.max((0, 3, 4)))
+  return jnp.stack(largest).max(0).reshape(-1)
+
+
 def resolve(form: str, dtype: jnp.dtype) -> str:
   """Returns the form that 'auto' stands for on this machine, or `form`."""
   if form not in FORMS:
@@ -62,13 +93,18 @@ def resolve(form: str, dtype: jnp.dtype) -> str:
 
 
 def _chunked(q_BTHK, k_BTGK, v_BTGK):
+  q_BGRTK, k_BGTK = _by_group(q_BTHK, k_BTGK)
+  o_BGRTK = _causal(q_BGRTK, k_BGTK, v_BTGK.swapaxes(1, 2))
+  return o_BGRTK.transpose(0, 3, 1, 2, 4).reshape(q_BTHK.shape)
+
+
+def _by_group(q_BTHK, k_BTGK):
+  """R = H / G queries share a key. Time next to last: products are plain."""
   batch, time, heads, dim = q_BTHK.shape
   groups = k_BTGK.shape[2]
-  # R = H / G queries share a key. Time next to last: products are plain.
   q_BTGRK = q_BTHK.reshape(batch, time, groups, heads // groups, dim)
   q_BGRTK = q_BTGRK.transpose(0, 2, 3, 1, 4) / math.sqrt(dim)
-  o_BGRTK = _causal(q_BGRTK, k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2))
-  return o_BGRTK.transpose(0, 3, 1, 2, 4).reshape(q_BTHK.shape)
+  return q_BGRTK, k_BTGK.swapaxes(1, 2)
 
 
 @jax.custom_vjp

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lm import checkpoint, log
+from lm import checkpoint, log, spec
 from lm import step as step_lib
 from lm.errors import UserError
 
@@ -113,8 +113,11 @@ def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:
   path = run / 'config.json'
   if not path.exists():
     return
-  old = log.read_json(path)
-  changed = diff(old, as_dict(config))
+  old, new = log.read_json(path), as_dict(config)
+  changed = diff(old, new)
+  for field in set(changed) - set(_flat(old)):
+    if _is_default(new, field):
+      del changed[field]
   for field, (before, after) in changed.items():
     print(f'{field}: {before} -> {after}')
   # A section that is newer than the run does nothing without a knob elsewhere.
@@ -139,6 +142,15 @@ def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:
       f'{", ".join(MAY_CHANGE)}, and num_steps to {at} or more when the '
       f'schedule before step {at} stays the same.'
     )
+
+
+def _is_default(config: dict[str, Any], field: str) -> bool:
+  """Whether a knob of a component, newer than the run, changes nothing."""
+  section, _, knob = field.rpartition('.')
+  if section not in ('optimizer', 'schedule'):
+    return False
+  known = spec.knobs(f'{section}s', config[section]['name'])
+  return knob in known and config[section][knob] == known[knob]
 
 
 def _same_past(run: pathlib.Path, config: ConfigDict, at: int) -> bool:

@@ -47,6 +47,13 @@ def logits(
   return softcap * jnp.tanh(y_LV / softcap) if softcap else y_LV
 
 
+def cosine(a_LD: jax.Array, b_LD: jax.Array) -> jax.Array:
+  """The mean over tokens of the cosine between two vectors, float32."""
+  a, b = a_LD.astype(jnp.float32), b_LD.astype(jnp.float32)
+  dot = lambda x, y: jnp.sum(x * y, axis=-1)
+  return jnp.mean(dot(a, b) * jax.lax.rsqrt(dot(a, a) * dot(b, b) + 1e-12))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _linear(x_LD, kernel_DF, dtype):
   return _product(x_LD, kernel_DF, dtype)

@@ -94,8 +94,7 @@ _RANGES = {
   'seed': (0, 2**32 - 1),
   'seq_len': (1, 2**31 - 1),
   'learning_rate': (0.0, 1e30),
-  'clip_norm': (0.0, 1e30),
-  'z_loss': (0.0, 1e30),
+  **dict.fromkeys(('clip_norm', 'z_loss', *step.OPTIONAL), (0.0, 1e30)),
   'eval.batch_size': (1, 2**31 - 1),
   'eval.every_steps': (0, 2**31 - 1),
   'checkpoint.every_steps': (1, 2**31 - 1),
@@ -114,6 +113,7 @@ _OPTIMIZER_RANGES = {
 
 def _check(config):
   """Refuses numbers that no run can have, NaN among them."""
+  state.check(config)
   ranges = dict(_RANGES)
   for knob in spec.floats('optimizers', config.optimizer):
     legal = _OPTIMIZER_RANGES.get(knob, (-1e30, 1e30))

@@ -12,14 +12,16 @@ from lm.model import Model
 class Loss(NamedTuple):
   """Means over all predicted tokens, float32 scalars, in nats.
 
-  loss: cross_entropy + z_loss * z, what is minimised.
+  loss: cross_entropy + z_loss * z + linearity * (1 - mean cosine), minimised.
   cross_entropy: -log p(token).
   z: logsumexp(logits)^2 (PaLM, Chowdhery et al. 2022, section 5).
+  probes: what `Model.probe` found, {} if nothing was asked for.
   """
 
   loss: jax.Array
   cross_entropy: jax.Array
   z: jax.Array
+  probes: Any = None
 
 
 def next_token(
@@ -28,6 +30,8 @@ def next_token(
   tokens_BS: jax.Array,
   *,
   z_loss: float | jax.Array = 0.0,
+  linearity: float | jax.Array | None = None,
+  probes: tuple[str, ...] = (),
   softcap: float = 0.0,
   chunk: int = 0,
 ) -> Loss:
@@ -36,11 +40,16 @@ def next_token(
   Args:
     tokens_BS: S = T + 1 tokens per sequence.
     z_loss: weight of z; may be traced.
+    linearity: weight of 1 - the mean cosine between a block's input and output
+      (2405.12250, section 6: makes layers less linear); may be traced.
+    probes: names of `lm.model.PROBES` to return.
     softcap: bound of the logits, 0 = none; static.
     chunk: tokens, per device, whose logits exist at one time, forward and
       backward (at least one per sequence); 0 = all.
   """
-  h_BTD = model.hidden(params, tokens_BS[:, :-1])
+  if linearity is not None:
+    probes = (*probes, 'cosine')
+  h_BTD, found = _hidden(model, params, tokens_BS[:, :-1], probes)
   kernel_DV, targets_BT = model.head(params), tokens_BS[:, 1:]
   batch, time = targets_BT.shape
   steps = chunk * sharding.num_shards('batch') // batch
@@ -50,7 +59,17 @@ def next_token(
     kernel_DV = sharding.constrain(kernel_DV, None, 'vocab')  # gathered once
     sums = _in_slices(h_BTD, kernel_DV, targets_BT, max(1, steps), softcap)
   cross_entropy, z = (x / (batch * time) for x in sums)
-  return Loss(cross_entropy + z_loss * z, cross_entropy, z)
+  total = cross_entropy + z_loss * z
+  if linearity is not None:
+    cosines = jnp.stack([x.mean() for x in jax.tree.leaves(found['cosine'])])
+    total += linearity * (1 - cosines.mean())
+  return Loss(total, cross_entropy, z, found)
+
+
+def _hidden(model, params, tokens_BT, probes):
+  if not probes:
+    return model.hidden(params, tokens_BT), {}
+  return model.probe(params, tokens_BT, probes)
 
 
 def _in_slices(h_BTD, kernel_DV, targets_BT, steps, softcap):

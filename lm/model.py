@@ -16,7 +16,7 @@ import jax
 from jax import numpy as jnp
 from ml_collections import FrozenConfigDict
 
-from lm import attention, axes, linear, sharding, width
+from lm import attention, axes, initializers, linear, sharding, width
 from lm.errors import UserError, did_you_mean
 
 DTYPES = ('float32', 'bfloat16')  # float16 would need a loss scale
@@ -25,10 +25,12 @@ REMAT = {
   'dots': jax.checkpoint_policies.save_only_these_names(linear.NAME),
   'full': jax.checkpoint_policies.nothing_saveable,
 }
+# Of each block: largest score per head, (H,); cosine of its input and output.
+PROBES = ('max_logits', 'cosine')
 
 
 # Knobs that the config.json of older runs lacks.
-_NEWER = {'base_width': 0, 'base_head_dim': 0}
+_NEWER = {'base_width': 0, 'base_head_dim': 0, 'init': ''}
 
 
 class Model(NamedTuple):
@@ -37,6 +39,7 @@ class Model(NamedTuple):
   init(key) -> params
   apply(params, tokens_BT) -> logits_BTV, float32
   hidden(params, tokens_BT) -> hidden_BTD after the last norm, compute dtype
+  probe(params, tokens_BT, names) -> hidden_BTD, {name of PROBES: values}
   head(params) -> kernel_DV, such that logits = softcap(hidden @ kernel)
   axes: a tree of `lm.axes.Axes` with the structure of `params`
   """
@@ -44,6 +47,7 @@ class Model(NamedTuple):
   init: Callable[[jax.Array], Any]
   apply: Callable[[Any, jax.Array], jax.Array]
   hidden: Callable[[Any, jax.Array], jax.Array]
+  probe: Callable[[Any, jax.Array, tuple[str, ...]], tuple[jax.Array, Any]]
   head: Callable[[Any], jax.Array]
   axes: Any
 
@@ -72,6 +76,9 @@ def build(config: Any) -> Model:
   def hidden(params, tokens_BT):
     return module.apply({'params': params}, tokens_BT)
 
+  def probe(params, tokens_BT, names):
+    return module.apply({'params': params}, tokens_BT, mutable=list(names))
+
   def head(params):
     kernel = params['embedding'].T if c.tie_embeddings else params['head']
     return kernel if width.ratio(c) == 1 else kernel / width.ratio(c)
@@ -87,7 +94,7 @@ def build(config: Any) -> Model:
     jax.eval_shape(boxed, jax.random.key(0)),
     is_leaf=_is_box,
   )
-  return Model(init, apply, hidden, head, names)
+  return Model(init, apply, hidden, probe, head, names)
 
 
 def num_params(config: Any) -> int:
@@ -136,7 +143,7 @@ class _Transformer(nn.Module):
     table_VD = sharding.constrain(table_VD, 'vocab', None)
     x_BTD = table_VD[tokens_BT].astype(c.dtype)
     x_BTD = sharding.constrain(x_BTD, 'batch', 'seq', None)
-    rope = _rope_table(c, tokens_BT.shape[1])
+    rope = attention.rope_table(c.head_dim, c.rope_theta, tokens_BT.shape[1])
     # Blocks work on flat tokens (L = B T), see lm/linear.py.
     x_LD = self.blocks(x_BTD.reshape(-1, c.d_model), rope)
     x_LD = _norm(self, 'final_norm', x_LD, c.norm_eps)
@@ -154,7 +161,7 @@ class _Transformer(nn.Module):
       return x_LD
     scanned = nn.scan(
       block,
-      variable_axes={'params': 0},
+      variable_axes={'params': 0, **dict.fromkeys(PROBES, 0)},
       split_rngs={'params': True},
       in_axes=nn.broadcast,
       length=c.num_layers,
@@ -169,11 +176,13 @@ class _Block(nn.Module):
   @nn.compact
   def __call__(self, x_LD, rope):
     c = self.c
+    before_LD = x_LD
     h_LD = _norm(self, 'attn_norm', x_LD, c.norm_eps)
     x_LD += _Attention(c, name='attn')(h_LD, rope)
     x_LD = sharding.constrain(x_LD, 'batch', None)
     h_LD = _norm(self, 'mlp_norm', x_LD, c.norm_eps)
     x_LD += _Mlp(c, name='mlp')(h_LD)
+    _probe(self, 'cosine', lambda: linear.cosine(before_LD, x_LD))
     return sharding.constrain(x_LD, 'batch', None), None
 
 
@@ -198,12 +207,13 @@ class _Attention(nn.Module):
     if c.qk_norm:
       q_BTHK = _norm(self, 'q_norm', q_BTHK, c.norm_eps)
       k_BTGK = _norm(self, 'k_norm', k_BTGK, c.norm_eps)
-    q_BTHK, k_BTGK = _rotate(q_BTHK, rope), _rotate(k_BTGK, rope)
-    if c.base_head_dim not in (
-      0,
-      K,
-    ):  # logits of muP: 1/K in place of 1/sqrt(K)
+    q_BTHK, k_BTGK = (
+      attention.rotate(q_BTHK, rope),
+      attention.rotate(k_BTGK, rope),
+    )
+    if c.base_head_dim not in (0, K):  # muP: 1/K in place of 1/sqrt(K)
       q_BTHK *= math.sqrt(c.base_head_dim / K)
+    _probe(self, 'max_logits', lambda: attention.max_logits(q_BTHK, k_BTGK))
     o_BTHK = attention.attention(q_BTHK, k_BTGK, v_BTGK, form=c.attention)
     kernel = _param(
       self, 'o', _std(c, c.num_layers), heads=H, head_dim=K, embed=D
@@ -228,9 +238,16 @@ class _Mlp(nn.Module):
 
 
 def _param(module, name, std, **sides):
-  """A float32 parameter ~ N(0, std^2); `sides` maps logical names to sizes."""
-  init = nn.with_logical_partitioning(nn.initializers.normal(std), tuple(sides))
+  """A float32 parameter; `sides` maps logical names to sizes."""
+  init = initializers.build(module.c, std, tuple(sides))
+  init = nn.with_logical_partitioning(init, tuple(sides))
   return module.param(name, init, tuple(sides.values()), jnp.float32)
+
+
+def _probe(module, name, compute):
+  """Hands out compute() under this name to `Model.probe`, if asked for it."""
+  if module.is_mutable_collection(name) and not module.is_initializing():
+    module.put_variable(name, name, compute())
 
 
 def _norm(module, name, x, eps):
@@ -240,22 +257,6 @@ def _norm(module, name, x, eps):
   x32 = x.astype(jnp.float32)
   scale_inv = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
   return (x32 * scale_inv * scale).astype(x.dtype)
-
-
-def _rope_table(c, time):
-  """cos and sin of every position's angles: (T, 1, K / 2)."""
-  half = jnp.arange(c.head_dim // 2, dtype=jnp.float32)
-  frequency = c.rope_theta ** (-2 * half / c.head_dim)
-  angle = jnp.arange(time, dtype=jnp.float32)[:, None, None] * frequency
-  return jnp.cos(angle), jnp.sin(angle)
-
-
-def _rotate(x_BTHK, rope):
-  """RoPE (Su et al. 2021, eq. 34): pairs (i, i + K/2) turn with position."""
-  cos, sin = rope
-  a, b = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-  return turned.astype(x_BTHK.dtype)
 
 
 def _std(c, layers=0.5):
@@ -289,6 +290,7 @@ def _check(c):
   for name, legal in (
     ('dtype', DTYPES),
     ('remat', REMAT),
+    ('init', initializers.KINDS),
     ('attention', attention.FORMS),
   ):
     if c[name] not in legal:

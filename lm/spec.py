@@ -21,7 +21,7 @@ _STATIC = (bool, int, str, tuple)
 
 def names(package: str) -> list[str]:
   """Returns the components of a folder: its modules, not its subpackages."""
-  path = pathlib.Path(__file__).parents[1] / package
+  path = pathlib.Path(__file__).parents[1].joinpath(*package.split('.'))
   found = pkgutil.iter_modules([str(path)])
   return sorted(m.name for m in found if not m.ispkg)
 
@@ -116,6 +116,32 @@ def extra(package: str, name: str, function: str) -> Callable[..., Any] | None:
   """Returns what else `package/name.py` defines by that name, or None."""
   get(package, name)
   return getattr(importlib.import_module(f'{package}.{name}'), function, None)
+
+
+def hook(
+  package: str,
+  config: Mapping[str, Any],
+  function: str,
+  *args: Any,
+  floats: Mapping[str, Any] | None = None,
+) -> Any:
+  """Calls a function beside a component, with the knobs that it declares.
+
+  Args:
+    package, config, floats: as in `build`.
+    function: its name, e.g. 'eval_params' in optimizers/schedule_free_adamw.py.
+    *args: its positional arguments.
+
+  Returns:
+    What it returns; None if the file defines no such function.
+  """
+  called = extra(package, config['name'], function)
+  if called is None:
+    return None
+  given = {**config, **(floats or {})}
+  declared = inspect.signature(called).parameters.values()
+  names = [p.name for p in declared if p.kind is p.KEYWORD_ONLY]
+  return called(*args, **{name: given[name] for name in names})
 
 
 def parse(arg: str, **defaults: str) -> dict[str, str]:

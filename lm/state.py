@@ -5,11 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from lm import averages as averages_lib
 from lm import spec
+from lm.errors import UserError, did_you_mean
 from lm.model import Model
+
+_PARTS = 'optimizers.parts'
+PROJECTIONS = ('', 'nap')
 
 
 @jax.tree_util.register_dataclass
@@ -18,7 +23,8 @@ class TrainState:
   """A pytree; every leaf is an array.
 
   step: int32, updates done so far; the only step counter of a run.
-  params, opt_state: of the model and of the optimizer.
+  params, opt_state: of the model and of the optimizer. Of a schedule-free
+    method the parameters are x, the mean; gradients are taken elsewhere.
   mean: float32 mean of the iterates since the last multiple of
     `checkpoint.every_steps`; an empty tuple when the config switches it off.
   bad_steps: int32, non-finite steps skipped so far.
@@ -53,9 +59,65 @@ def init(
   given = params is not None
   params = jax.tree.map(jnp.copy, params) if given else model.init(key)
   rate = config.learning_rate
-  tx = spec.build('optimizers', config.optimizer, rate, model.axes, rate)
+  tx = optimizer(config, model.axes, rate)
   zero = jnp.zeros((), jnp.int32)
   # A copy: the same buffer twice in a donated state is an error.
   mean = jax.tree.map(jnp.copy, params) if config.checkpoint.mean else ()
   averages = averages_lib.init(config, params)
   return TrainState(zero, params, tx.init(params), mean, zero, zero, averages)
+
+
+def optimizer(
+  config: ConfigDict, axes: Any, rate: Any, traced: Any = None
+) -> optax.GradientTransformation:
+  """Builds the optimizer of a run and what is wrapped around it.
+
+  Args:
+    config: of the run.
+    axes: of the model.
+    rate: learning rate of this step.
+    traced: `step.floats(config)`, or None for the numbers of the config.
+  """
+  knobs = traced or config
+  tx = spec.build(
+    'optimizers',
+    config.optimizer,
+    rate,
+    axes,
+    knobs['learning_rate'],
+    floats=traced and traced['optimizer'],
+  )
+  if config.spectral_penalty:
+    wrap = spec.get(_PARTS, 'spectral_penalty')
+    tx = wrap(tx, axes, knobs['spectral_penalty'])
+  if config.project:
+    tx = spec.get(_PARTS, config.project)(tx, axes)
+  return tx
+
+
+def unwrapped(config: ConfigDict, opt_state: Any) -> Any:
+  """Returns the state of the optimizer alone."""
+  for _ in filter(None, (config.spectral_penalty, config.project)):
+    opt_state = opt_state.inner
+  return opt_state
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses what changes parameters after the update, but does not fit."""
+  if config.project not in PROJECTIONS:
+    raise UserError(
+      f"project='{config.project}' does not exist."
+      + did_you_mean(config.project, PROJECTIONS)
+    )
+  if config.qk_clip and config.model.qk_norm:
+    raise UserError(
+      f'qk_clip={config.qk_clip} would do nothing: with model.qk_norm=True the '
+      'scores do not depend on the size of W_q and W_k; set one of them.'
+    )
+  elsewhere = spec.extra('optimizers', config.optimizer.name, 'train_params')
+  for knob in ('project', 'qk_clip'):
+    if config[knob] and elsewhere:
+      raise UserError(
+        f'{knob}={config[knob]!r} changes parameters after the update, but '
+        f'those of {config.optimizer.name} are a mean; use another optimizer.'
+      )

@@ -1,5 +1,6 @@
 """One training step and one evaluation step: pure functions, no I/O."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lm import averages, diagnostics, follow, loss, norms, spec
+from lm import averages, diagnostics, follow, loss, norms, qk_clip, spec
+from lm import state as state_lib
 from lm.model import Model
 from lm.state import TrainState
 
 Metrics = dict[str, jax.Array]
+OPTIONAL = ('linearity', 'qk_clip', 'spectral_penalty')
 
 
 def floats(config: ConfigDict) -> dict[str, Any]:
@@ -22,6 +25,8 @@ def floats(config: ConfigDict) -> dict[str, Any]:
     'learning_rate': config.learning_rate,
     'clip_norm': config.clip_norm,
     'z_loss': config.z_loss,
+    # Off is another program, which costs nothing.
+    **{k: config[k] for k in OPTIONAL if config[k]},
     'optimizer': spec.floats('optimizers', config.optimizer),
     'schedule': spec.floats('schedules', config.schedule),
   }
@@ -61,30 +66,50 @@ def build_train(
   The optimizer is built inside the step from traced numbers: the schedule lives
   in no state, and one compilation serves all settings with equal statics. All
   metrics describe the state before the update; `train/bad_steps` counts it.
+  train/ and grad/ are those where the gradient is taken (`_hook`).
   """
 
   def train_step(state, tokens_BS, traced):
-    grads, cross_entropy = _gradient(
-      config, model, state.params, tokens_BS, traced, grad_shardings
+    traced = {**traced, 'optimizer': knobs(config, state.step, traced)}
+    params = _hook(
+      config, traced, 'train_params', state.opt_state, state.params
     )
+    gradient = functools.partial(
+      _gradient, config, model, grad_shardings, traced, tokens_BS
+    )
+    grads, cross_entropy, max_logits = gradient(params)
     l2 = optax.tree.norm(grads)
+    extra = _previous_grads(config, gradient, state, traced)
     rate = traced['learning_rate'] * multiplier(
       config, state.step, traced['schedule']
     )
-    traced = {**traced, 'optimizer': knobs(config, state.step, traced)}
     good = jnp.isfinite(cross_entropy) & jnp.isfinite(l2)
-    update = lambda: _update(config, model, state, grads, l2, rate, traced)
+    for norm in map(optax.tree.norm, extra.values()):
+      good &= jnp.isfinite(norm)
+
+    def transform(traced):
+      tx = state_lib.optimizer(config, model.axes, rate, traced)
+      clipped = _clipped(grads, l2, traced)
+      return tx.update(clipped, state.opt_state, params, **extra)
+
+    def update():
+      updates, opt_state = transform(traced)
+      new = optax.apply_updates(params, updates)
+      if config.qk_clip:
+        new = qk_clip.clip(new, max_logits, traced['qk_clip'])
+      return _hook(config, traced, 'eval_params', opt_state, new), opt_state
+
     keep = lambda: (state.params, state.opt_state)
-    params, opt_state = jax.lax.cond(good, update, keep)
+    after, opt_state = jax.lax.cond(good, update, keep)
     in_a_row = jnp.where(good, 0, state.bad_in_a_row + 1)
     new = TrainState(
       step=state.step + 1,
-      params=params,
+      params=after,
       opt_state=opt_state,
-      mean=_running_mean(config, state, params),
+      mean=_running_mean(config, state, after),
       bad_steps=state.bad_steps + jnp.where(good, 0, 1),
       bad_in_a_row=in_a_row,
-      averages=averages.update(config, state.averages, state.step, params),
+      averages=averages.update(config, state.averages, state.step, after),
     )
     metrics = {
       'train/loss': cross_entropy,
@@ -96,10 +121,14 @@ def build_train(
       'param/l2': optax.tree.norm(state.params),
       **{f'optim/{k}': traced['optimizer'][k] for k in follow.parse(config)},
     }
+    if config.qk_clip:
+      metrics['optim/max_logit'] = qk_clip.largest(max_logits)
     if config.log_nuclear_norm:
       metrics['grad/nuclear'] = norms.nuclear(grads, model.axes)
     if config.diagnostics:
-      metrics |= _diagnostics(config, model, state, grads, l2, rate, traced)
+      metrics |= _diagnostics(
+        config, model, state, params, transform, rate, traced
+      )
     return new, metrics
 
   return train_step
@@ -109,28 +138,33 @@ def build_eval(config: ConfigDict, model: Model) -> Callable[..., jax.Array]:
   """Returns `eval_step(params, tokens_BS) -> mean cross-entropy in nats`."""
 
   def eval_step(params, tokens_BS):
-    return _loss(config, model, params, tokens_BS, 0.0).cross_entropy
+    return _loss(config, model, params, tokens_BS).cross_entropy
 
   return eval_step
 
 
-def _loss(config, model, params, tokens_BS, z_loss):
+def _loss(config, model, params, tokens_BS, **knobs):
   return loss.next_token(
     model,
     params,
     tokens_BS,
-    z_loss=z_loss,
+    **knobs,
     softcap=config.model.logit_softcap,
     chunk=config.model.loss_chunk,
   )
 
 
-def _gradient(config, model, params, tokens_BS, traced, shardings):
-  """Returns the mean gradient over the batch and the mean cross-entropy."""
+def _gradient(config, model, shardings, traced, tokens_BS, params):
+  """Means over the batch: gradient, cross-entropy; maxima: attention scores."""
+  knobs = {'z_loss': traced['z_loss']}
+  if config.linearity:
+    knobs['linearity'] = traced['linearity']
+  if config.qk_clip:
+    knobs['probes'] = ('max_logits',)
 
   def objective(params, tokens):
-    out = _loss(config, model, params, tokens, traced['z_loss'])
-    return out.loss, out.cross_entropy
+    out = _loss(config, model, params, tokens, **knobs)
+    return out.loss, (out.cross_entropy, out.probes.get('max_logits', {}))
 
   def gradient(params, tokens):
     grads, aux = jax.grad(objective, has_aux=True)(params, tokens)
@@ -140,49 +174,71 @@ def _gradient(config, model, params, tokens_BS, traced, shardings):
 
   slices = config.grad_accum_steps
   if slices == 1:
-    return gradient(params, tokens_BS)
+    grads, (cross_entropy, max_logits) = gradient(params, tokens_BS)
+    return grads, cross_entropy, max_logits
   # Slices are strided, so that each has rows of every device.
   rows = tokens_BS.shape[0] // slices
   tokens = tokens_BS.reshape(rows, slices, -1).swapaxes(0, 1)
 
   def add(total, tokens):
-    return jax.tree.map(jnp.add, total, gradient(params, tokens)), None
+    grads, (cross_entropy, max_logits) = gradient(params, tokens)
+    total = jax.tree.map(jnp.add, total, (grads, cross_entropy))
+    return total, max_logits
 
   zero = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
-  total, _ = jax.lax.scan(add, zero, tokens)
-  return jax.tree.map(lambda x: x / slices, total)
+  total, max_logits = jax.lax.scan(add, zero, tokens)
+  mean = jax.tree.map(lambda x: x / slices, total)
+  return *mean, jax.tree.map(lambda x: x.max(0), max_logits)
 
 
-def _update(config, model, state, grads, l2, rate, traced):
-  updates, opt_state = _transform(config, model, state, grads, l2, rate, traced)
-  return optax.apply_updates(state.params, updates), opt_state
+def _previous_grads(config, gradient, state, traced):
+  """The gradient of this batch elsewhere, for methods that ask for it.
+
+  They define `previous_params(opt_state, *, knobs)`, and their `update` takes
+  previous_grads. It is clipped by its own norm, as the authors of MARS do.
+  """
+  opt_state = state_lib.unwrapped(config, state.opt_state)
+  params = spec.hook(
+    'optimizers', config.optimizer, 'previous_params', opt_state
+  )
+  if params is None:
+    return {}
+  grads, *_ = gradient(params)
+  return {'previous_grads': _clipped(grads, optax.tree.norm(grads), traced)}
 
 
-def _transform(config, model, state, grads, l2, rate, traced):
-  clip = traced['clip_norm']
-  scale = jnp.where(clip > 0, jnp.minimum(1.0, clip / (l2 + 1e-6)), 1.0)
-  grads = jax.tree.map(lambda g: g * scale, grads)
-  tx = spec.build(
+def _hook(config, traced, function, opt_state, params):
+  """Calls a function of the optimizer's file, if there is one, on `params`.
+
+  `train_params` gives the parameters at which to take the gradient, and
+  `eval_params` its inverse, with the optimizer's state after the update. So a
+  schedule-free run trains y, and all that is not the step sees x.
+  """
+  found = spec.hook(
     'optimizers',
     config.optimizer,
-    rate,
-    model.axes,
-    traced['learning_rate'],
+    function,
+    state_lib.unwrapped(config, opt_state),
+    params,
     floats=traced['optimizer'],
   )
-  return tx.update(grads, state.opt_state, state.params)
+  return params if found is None else found
 
 
-def _diagnostics(config, model, state, grads, l2, rate, traced):
-  def update(floats):
-    changed = {**traced, 'optimizer': floats}
-    return _transform(config, model, state, grads, l2, rate, changed)[0]
+def _clipped(grads, l2, traced):
+  clip = traced['clip_norm']
+  scale = jnp.where(clip > 0, jnp.minimum(1.0, clip / (l2 + 1e-6)), 1.0)
+  return jax.tree.map(lambda g: g * scale, grads)
+
+
+def _diagnostics(config, model, state, params, transform, rate, traced):
+  update = lambda floats: transform({**traced, 'optimizer': floats})[0]
 
   return diagnostics.measure(
     config,
     model.axes,
-    state.params,
-    state.opt_state,
+    params,
+    state_lib.unwrapped(config, state.opt_state),
     update,
     (rate, traced['learning_rate']),
     traced['optimizer'],

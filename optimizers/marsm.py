@@ -3,7 +3,15 @@
 import optax
 
 from optimizers.muon import scale_by_muon
-from optimizers.parts import hybrid, mars, newton_schulz, shape_scale
+from optimizers.parts import (
+  choices,
+  hybrid,
+  mars,
+  newton_schulz,
+  shape_scale,
+)
+
+FORMS = (*mars.FORMS, 'one_buffer')
 
 
 def marsm(
@@ -11,6 +19,7 @@ def marsm(
   axes=None,
   peak=None,
   *,
+  form: str = 'approximate',
   gamma: float = 0.025,
   clip: bool = True,
   momentum: float = 0.95,
@@ -27,31 +36,40 @@ def marsm(
 ) -> optax.GradientTransformation:
   """MARS-M (2510.21800, algorithm 2) for hidden matrices, AdamW for the rest.
 
-    c = g + gamma momentum / (1 - momentum) (g - g_previous), see parts/mars.py
+    c = g + gamma momentum / (1 - momentum) (g - g'), see parts/mars.py
     M <- momentum M + (1 - momentum) c;  u = scale * NewtonSchulz(M)
 
-  gamma = 1 - momentum without clip is Muon with Nesterov momentum. State:
-  previous gradient; that of Muon.
+  form 'one_buffer' is 'approximate' without clip and without g':
+  M = gamma g + (1 - gamma) B, B the mean of g. So gamma = 1 - momentum is
+  Muon with Nesterov momentum. State: previous gradient or parameters; that of
+  Muon.
   """
+  choices.check('form', form, FORMS)
+  if form == 'one_buffer' and clip:
+    raise ValueError(
+      "form='one_buffer' cannot clip: it never makes c; set clip=False."
+    )
   shape_scale.check(scale)
   newton_schulz.check(coefficients, ns_steps, ns_dtype)
 
   def method(axes):
-    return optax.chain(
-      mars.correct_gradient(axes, gamma, momentum, clip),
-      scale_by_muon(
-        axes,
-        momentum=momentum,
-        nesterov=False,
-        bias_correction=False,
-        scale=scale,
-        coefficients=coefficients,
-        steps=ns_steps,
-        dtype=ns_dtype,
-      ),
+    direction = scale_by_muon(
+      axes,
+      momentum=momentum,
+      nesterov=False,
+      gradient_share=gamma if form == 'one_buffer' else None,
+      bias_correction=False,
+      scale=scale,
+      coefficients=coefficients,
+      steps=ns_steps,
+      dtype=ns_dtype,
     )
+    if form != 'approximate':
+      return direction
+    correct = mars.correct_gradient(axes, gamma, momentum, clip)
+    return optax.chain(correct, direction)
 
-  return hybrid.with_adamw(
+  tx = hybrid.with_adamw(
     method,
     learning_rate,
     axes,
@@ -63,3 +81,12 @@ def marsm(
     b2=b2,
     eps=eps,
   )
+  if form != 'exact':
+    return tx
+  is_matrix = lambda a: a.role == 'matrix'
+  return mars.exact(tx, axes, gamma, momentum, clip, is_matrix)
+
+
+def previous_params(state, *, form: str):
+  """Returns where `update` needs a second gradient, None if nowhere."""
+  return state.previous if form == 'exact' else None

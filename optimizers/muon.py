@@ -86,13 +86,16 @@ def scale_by_muon(
   nesterov: bool,
   bias_correction: bool,
   scale: str,
+  gradient_share: float | jax.Array | None = None,
   heads: str = 'joint',
   sign: bool = False,
   **newton_schulz_knobs: Any,
 ) -> optax.GradientTransformation:
   """The direction of Muon; every leaf must be a matrix or a stack of them.
 
-  `sign` orthogonalizes the signs of the momentum (AdaMuon). The other knobs
+  `sign` orthogonalizes the signs of the momentum (AdaMuon); `gradient_share`
+  mixes that much gradient into it (MARS-M), as 1 - momentum does with nesterov
+  and 0 without. The other knobs
   are those of `muon` and of `newton_schulz.orthogonalize`.
   """
 
@@ -115,6 +118,9 @@ def scale_by_muon(
       if bias_correction:
         now = now / (1 - momentum**t)
         before = before / (1 - momentum ** (t + 1))
+    elif gradient_share is not None:
+      now, before = gradient_share, 1 - gradient_share
+    if nesterov or gradient_share is not None:
       mixed = jax.tree.map(lambda g, m: now * g + before * m, updates, buffer)
     if sign:
       mixed = jax.tree.map(jnp.sign, mixed)

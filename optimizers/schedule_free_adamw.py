@@ -2,8 +2,8 @@
 
 import optax
 
+from optimizers.parts import schedule_free
 from optimizers.parts.decay import check, descend, scheduled
-from optimizers.parts.schedule_free import schedule_free
 
 
 def schedule_free_adamw(
@@ -22,9 +22,10 @@ def schedule_free_adamw(
     z moves by AdamW(b1 = 0) with the gradient at the parameters y;
     x is the mean of z;  y = (1 - b1) z + b1 x
 
-  Use a constant learning rate after a warm-up, and evaluate x:
-  `parts.schedule_free.eval_params`. What a run evaluates and saves is y.
-  Decay acts at y. State: z, weight_sum, max_lr, inner (that of AdamW).
+  Use a constant learning rate after a warm-up; b1 > 0. A run takes gradients
+  at y; what it evaluates, saves and averages is x. Alone, this trains y:
+  evaluate `eval_params`. Decay acts at y.
+  State: z, weight_sum, max_lr, inner (that of AdamW).
   """
   if callable(learning_rate):
     check(decay, learning_rate, peak)
@@ -49,4 +50,14 @@ def schedule_free_adamw(
     weight_decay=weight_decay,
     decay=decay,
   )
-  return schedule_free(step, learning_rate, b1)
+  return schedule_free.schedule_free(step, learning_rate, b1)
+
+
+def eval_params(state, params, *, b1: float):
+  """Returns x, the parameters to evaluate, from y, those that are trained."""
+  return schedule_free.eval_params(state, params, b1)
+
+
+def train_params(state, params, *, b1: float):
+  """Returns y from x."""
+  return schedule_free.train_params(state, params, b1)

@@ -10,9 +10,16 @@ from optimizers.adafactor import adafactor
 from optimizers.ademamix import ademamix
 from optimizers.cautious_adamw import cautious_adamw
 from optimizers.nadamw import nadamw
-from optimizers.parts import cautious_update, schedule_free
+from optimizers.parts import (
+  cautious_update,
+  newton_schulz,
+  roles,
+  schedule_free,
+)
 from optimizers.parts.decay import descend
+from optimizers.prodigy import prodigy
 from optimizers.schedule_free_adamw import schedule_free_adamw
+from optimizers.scion import scion
 from optimizers.sgdw import sgdw
 from tests import optimizer_problem as problem
 
@@ -123,3 +130,77 @@ def test_sgdw_is_algorithm_1_at_a_constant_rate():
     v = 0.9 * v + lr * g
     x = x - v - wd * x
   np.testing.assert_allclose(got[-1], x, atol=1e-14)
+
+
+@pytest.mark.parametrize('safeguard, steps', [(False, 60), (True, 160)])
+def test_prodigy_equals_optax_and_finds_the_distance(safeguard, steps):
+  """On |x - a|_1-like gradients of a quadratic; a schedule of its own count."""
+  schedule = optax.linear_schedule(1.0, 0.5, steps)
+  x, a = np.linspace(-1, 1, 48).reshape(SHAPE), problem.normal(SHAPE, 1)[0]
+
+  def run(tx):
+    def body(carry, _):
+      x, state = carry
+      u, state = tx.update(x - a, state, x)
+      return (x + u, state), x + u
+
+    start = jnp.asarray(x), tx.init(jnp.asarray(x))
+    return jax.jit(lambda c: jax.lax.scan(body, c, length=steps))(start)
+
+  with jax.enable_x64(True):
+    (_, state), got = run(prodigy(schedule, safeguard_warmup=safeguard))
+    theirs = optax.contrib.prodigy(schedule, safeguard_warmup=safeguard)
+    (_, want_state), want = run(theirs)
+  np.testing.assert_allclose(got, want, rtol=1e-9)
+  np.testing.assert_allclose(state.inner.d, want_state.estim_lr, rtol=1e-9)
+  assert state.inner.d > 1e-3, 'd has left 1e-6'
+  loss = lambda x: ((np.asarray(x) - a) ** 2).sum()
+  assert loss(got[-1]) < 0.9 * loss(x)
+
+
+def test_prodigy_survives_a_zero_gradient_and_decays_by_d():
+  """Optax divides 0 by 0 there, and NaN stays."""
+  x = np.ones(3)
+  got = problem.run(prodigy(1.0, weight_decay=0.5, d0=0.1), x, [np.zeros(3)])
+  np.testing.assert_allclose(got[0], 1 - 0.1 * 0.5)
+
+
+def _numpy_scion(x, grads, lr, mu, radius):  # (in, out), in <= out
+  m, rows = 0, newton_schulz.PRESETS['keller'].rows * 5
+  for g in grads:
+    m = mu * m + (1 - mu) * g
+    u, s, v = np.linalg.svd(m, full_matrices=False)
+    s = s / (np.linalg.norm(s) + 1e-8)
+    for a, b, c in rows:
+      s = a * s + b * s**3 + c * s**5
+    step = (x.shape[1] / x.shape[0]) ** 0.5 * (u * s) @ v
+    x = (1 - lr) * x - lr * radius * step
+  return x
+
+
+def test_scion_by_role():
+  """Matrices by the SVD; sign / d_model; vectors of RMS 1 that do not decay."""
+  leaves = {
+    'w': ((6, 8), roles.Axes(('embed', 'mlp'), 'matrix', (0,), (1,))),
+    'head': ((6, 9), roles.Axes(('embed', 'vocab'), 'head', (0,), (1,))),
+    'table': ((9, 6), roles.Axes(('vocab', 'embed'), 'embedding', (0,), (1,))),
+    'norm': ((2, 6), roles.Axes(('layers', 'norm'), 'vector', batch=(0,))),
+  }
+  axes = {k: a for k, (_, a) in leaves.items()}
+  steps = {k: problem.normal(s, 3) for k, (s, _) in leaves.items()}
+  grads = [{k: v[i] for k, v in steps.items()} for i in range(3)]
+  x = {k: np.ones(s) for k, (s, _) in leaves.items()}
+  tx = scion(0.01, axes, momentum=0.8, radius=5.0, head_radius=30.0)
+  got = jax.tree.map(lambda x: x[-1], problem.run(tx, x, grads))
+  want = {'w': _numpy_scion(x['w'], steps['w'], 0.01, 0.8, 5.0)}
+  for k in ('head', 'table', 'norm'):
+    m, y = 0, x[k]
+    for g in steps[k]:
+      m = 0.8 * m + 0.2 * g
+      if k == 'norm':
+        y = y - 0.01 * m / np.sqrt((m**2).mean(1, keepdims=True))
+      else:
+        y = (1 - 0.01) * y - 0.01 * 30 / 6 * np.sign(m)
+    want[k] = y
+  for k, value in want.items():
+    np.testing.assert_allclose(got[k], value, atol=1e-9, err_msg=k)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from optimizers.muon import muon
+from optimizers.muon import muon, scale_by_muon
 from optimizers.parts import roles
 from tests import optimizer_problem as problem
 
@@ -108,3 +108,50 @@ def test_weight_decay_bounds_the_operator_norm_of_muon():
   )(w)
   assert norms.max() <= 1.203 / wd
   assert norms[-1] > 0.68 / wd
+
+
+@pytest.mark.parametrize(
+  'axes, shape, sentence',
+  [
+    (roles.Axes(('x',), 'matrix', (0,)), (3,), r'\(3,\).*matrix.* no matrix'),
+    (roles.Axes(('x', 'y'), 'matrix', (), (1,)), (3, 4), 'is no matrix; legal'),
+    (roles.Axes(('x',), 'bias'), (3,), "role='bias' does not exist; legal: '"),
+    (roles.Axes(('x',), 'matrix', (0,)), (3, 4), 'name 1 dimensions'),
+  ],
+)
+def test_mistakes_in_axes_are_one_sentence(axes, shape, sentence):
+  x = {'w': jnp.ones(shape)}
+  tx = muon(0.1, {'w': axes})
+  with pytest.raises(ValueError, match=sentence):
+    tx.update(x, tx.init(x), x)
+
+
+def test_a_vector_is_adamws_or_refused():
+  """Alone, `muon` gives it to AdamW; its direction has no use for it."""
+  x = jnp.array([3.0, -4.0])
+  u, _ = muon(0.1, decay='none').update(x, muon(0.1).init(x), x)
+  np.testing.assert_allclose(u, [-0.02, 0.02], rtol=1e-5)
+  tx = scale_by_muon(
+    None,
+    momentum=0.9,
+    nesterov=True,
+    bias_correction=False,
+    scale='keller',
+    coefficients='keller',
+    steps=5,
+    dtype='float32',
+  )
+  with pytest.raises(ValueError, match=r"shape \(2,\) and role 'vector' is no"):
+    tx.update(x, tx.init(x))
+
+
+def test_nan_gradients_alone_need_apply_if_finite():
+  """As everywhere in Optax; a run skips such steps by itself."""
+  x, bad = jnp.eye(3), jnp.full((3, 3), jnp.nan)
+  plain, safe = muon(0.1), optax.apply_if_finite(muon(0.1), 5)
+  u, _ = plain.update(bad, plain.init(x), x)
+  assert jnp.isnan(u).all()
+  u, state = safe.update(bad, safe.init(x), x)
+  np.testing.assert_array_equal(u, 0)
+  u, _ = safe.update(x, state, x)
+  assert jnp.isfinite(u).all() and (u != 0).any()

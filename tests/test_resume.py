@@ -110,6 +110,29 @@ def test_branch_of_the_same_config_is_the_run_itself(whole, tmp_path):
   assert helpers.lines(tmp_path) == helpers.lines(whole)[4:]
 
 
+def test_a_run_of_an_older_version_goes_on(whole, tmp_path, capsys):
+  """Its config lacks fields: no change if they are off, a refusal otherwise."""
+  shutil.copytree(whole, tmp_path / 'a')
+  path = tmp_path / 'a' / 'config.json'
+  old = json.loads(path.read_text())
+  del (
+    old['qk_clip'],
+    old['project'],
+    old['model']['init'],
+    old['optimizer']['b1'],
+  )
+  path.write_text(json.dumps(old))
+  for bad in ({'qk_clip': 100.0}, {'optimizer__b1': 0.8}):
+    with pytest.raises(UserError, match='was started with another'):
+      loop.train(helpers.config(**bad), tmp_path / 'a')
+  capsys.readouterr()
+  run = run_lib.Run(tmp_path / 'a')
+  assert np.isfinite(run.losses(run.params()).mean())
+  assert loop.train(helpers.config(), tmp_path / 'a') == 'done'
+  assert '->' not in capsys.readouterr().out
+  helpers.assert_same_run(whole, tmp_path / 'a')
+
+
 def test_branch_data_restart_sees_other_batches(whole, tmp_path):
   config = helpers.config(branch=f'{whole}@4', branch_data='restart')
   loop.train(config, tmp_path)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 PyTree = Any
+ROLES = ('embedding', 'head', 'matrix', 'vector')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,9 @@ def of(params: PyTree, axes: PyTree | None = None) -> PyTree:
 
 
 def _checked(x, axes):
+  if axes.role not in ROLES:
+    legal = ', '.join(f"'{role}'" for role in ROLES)
+    raise ValueError(f"role='{axes.role}' does not exist; legal: {legal}.")
   if len(axes.names) != jnp.ndim(x):
     raise ValueError(
       f'axes {axes.names} name {len(axes.names)} dimensions of a parameter of '
@@ -92,7 +96,16 @@ def treatment(params: PyTree, axes: PyTree | None = None) -> dict[str, str]:
 
 
 def to_matrices(x: jax.Array, axes: Axes) -> jax.Array:
-  """Reshapes a parameter to (batch, inputs, outputs); see `from_matrices`."""
+  """Reshapes a parameter to (batch, inputs, outputs); see `from_matrices`.
+
+  Raises:
+    ValueError: it has no inputs or no outputs, as a vector.
+  """
+  if not (axes.inputs and axes.outputs):
+    raise ValueError(
+      f'a parameter of shape {x.shape} and role {axes.role!r} is no matrix; '
+      'legal: at least one dimension of inputs and one of outputs.'
+    )
   order = (*axes.batch, *axes.inputs, *axes.outputs)
   return jnp.transpose(x, order).reshape(_shape3(x.shape, axes))
 

@@ -27,7 +27,7 @@ def schedule_free(
     c = w / (sum of all w), w = (largest learning rate so far)^2
 
   2405.15682, equations 3 to 5. `step` is a complete optimizer without
-  momentum, b1 > 0. Evaluate `eval_params`, not the parameters.
+  momentum, 0 < b1 <= 1. Evaluate `eval_params`, not the parameters.
   """
 
   def init(params):
@@ -53,6 +53,17 @@ def schedule_free(
   return optax.GradientTransformation(init, update)
 
 
-def eval_params(state: ScheduleFreeState, params: Any, b1: float) -> Any:
-  """Returns x, the parameters to evaluate, merge and publish."""
-  return jax.tree.map(lambda y, z: (y - (1 - b1) * z) / b1, params, state.z)
+def eval_params(state: Any, params: Any, b1: float | jax.Array) -> Any:
+  """Returns x, to evaluate, merge and publish; exactly y where y = z."""
+  away = lambda y, z: (y + (1 - b1) / b1 * (y - z)).astype(y.dtype)
+  return jax.tree.map(away, params, _state(state).z)
+
+
+def train_params(state: Any, params: Any, b1: float | jax.Array) -> Any:
+  """Returns y, where to take the gradient, from x: undoes `eval_params`."""
+  mixed = lambda x, z: (x + (1 - b1) * (z - x)).astype(x.dtype)
+  return jax.tree.map(mixed, params, _state(state).z)
+
+
+def _state(state):
+  return state.inner if isinstance(state, decay.ScheduledState) else state

@@ -1,0 +1,70 @@
+"""Spectral regularisation: keeps the largest singular values near 1."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optimizers.parts import roles
+
+
+class SpectralState(NamedTuple):
+  vectors: Any  # right singular, (batch, outputs); None if not a matrix
+  inner: optax.OptState
+
+
+def spectral_penalty(
+  method: optax.GradientTransformation,
+  axes: Any,
+  weight: float | jax.Array,
+  power: int = 2,
+) -> optax.GradientTransformationExtraArgs:
+  """Adds weight times a gradient to those that an optimizer gets (2406.06811).
+
+    R = sum over matrices (s^power - 1)^2, s the largest singular value
+    grad R = 2 (s^power - 1) power s^(power - 1) u v^T
+
+  u and v make one power iteration per step from where the last one ended, at
+  first from fixed random vectors, so s is exact only after some steps. State:
+  vectors, inner.
+  Differs from the paper: matrices only, no term for norm scales.
+  """
+  method = optax.with_extra_args_support(method)
+
+  def start(x, a):
+    if a.role != 'matrix':
+      return None
+    b, _, n = roles.to_matrices(x, a).shape
+    return _unit(jax.random.normal(jax.random.key(0), (b, n)))
+
+  def init(params):
+    vectors = jax.tree.map(start, params, roles.of(params, axes))
+    return SpectralState(vectors, method.init(params))
+
+  def one(g, x, a, v):
+    if v is None:
+      return g, None
+    w = roles.to_matrices(x, a)
+    left = _unit(jnp.einsum('bmn,bn->bm', w, v))
+    s_v = jnp.einsum('bmn,bm->bn', w, left)
+    s = jnp.linalg.norm(s_v, axis=1)
+    v = _unit(s_v)
+    slope = 2 * (s**power - 1) * power * s ** (power - 1)
+    outer = jnp.einsum('b,bm,bn->bmn', weight * slope, left, v)
+    return g + roles.from_matrices(outer, a, x.shape), v
+
+  def update(updates, state, params=None, **extra):
+    meaning = roles.of(params, axes)
+    out = jax.tree.map(one, updates, params, meaning, state.vectors)
+    g = jax.tree.map(lambda _, o: o[0], updates, out)
+    v = jax.tree.map(lambda _, o: o[1], updates, out)
+    u, inner = method.update(g, state.inner, params, **extra)
+    return u, SpectralState(v, inner)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _unit(x):
+  norm = jnp.linalg.norm(x, axis=1, keepdims=True)
+  return x / jnp.where(norm > 0, norm, 1)

@@ -1,0 +1,156 @@
+"""MARS with two gradients: variance, identities, and what the step provides."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lm import loss, model, spec, state, step
+from lm.errors import UserError
+from optimizers.adamw import adamw
+from optimizers.mars import mars
+from optimizers.marsm import marsm
+from optimizers.muon import muon
+from optimizers.parts import mars as part
+from tests import helpers
+from tests import optimizer_problem as problem
+
+SIGMA, BETA, RATE, GAMMAS = 0.5, 0.95, 0.02, (0.0, 0.025, 0.5, 1.0)
+
+
+def _error_of_momentum(form, gamma):
+  """E|m - grad f|^2 on a quadratic in 2-D with additive noise, float64."""
+  average = optax.chain(optax.ema(BETA, debias=False), optax.scale(-RATE))
+  correct = None, gamma, BETA, False
+  if form == 'exact':
+    tx = part.exact(average, *correct)
+  else:
+    tx = optax.chain(part.correct_gradient(*correct), average)
+  curvature = jnp.array([1.0, 2.0])
+
+  def chain(key):
+    def body(carry, noise):
+      x, s = carry
+      extra = {}
+      if form == 'exact':
+        extra = {'previous_grads': curvature * s.previous + noise}
+      u, s = tx.update(curvature * x + noise, s, x, **extra)
+      return (x + u, s), jnp.sum((-u / RATE - curvature * x) ** 2)
+
+    noise = SIGMA * jax.random.normal(key, (300, 2))
+    x = jnp.zeros(2)
+    return jax.lax.scan(body, (x, tx.init(x)), noise)[1][150:].mean()
+
+  keys = jax.random.split(jax.random.key(0), 200)
+  return jax.jit(jax.vmap(chain))(keys).mean()
+
+
+def test_variance_falls_if_exact_and_rises_if_approximate():
+  """Stationary values: g - g' has no noise if exact, so m is a mean of noise;
+  with gamma = 1 the approximate m is the gradient itself."""
+  with jax.enable_x64(True):
+    exact = [float(_error_of_momentum('exact', g)) for g in GAMMAS]
+    approximate = [float(_error_of_momentum('', g)) for g in GAMMAS]
+  assert exact == sorted(exact, reverse=True) and exact[0] > 1.1 * exact[-1]
+  assert approximate == sorted(approximate)
+  noise = 2 * SIGMA**2
+  np.testing.assert_allclose(
+    exact[-1], noise * (1 - BETA) / (1 + BETA), rtol=0.05
+  )
+  np.testing.assert_allclose(approximate[-1], noise, rtol=0.05)
+  np.testing.assert_allclose(exact[0], approximate[0], rtol=1e-9)
+
+
+def test_gamma_one_minus_b1_is_nesterov():
+  """The momentum of MARS-AdamW, and one buffer of MARS-M at every gamma."""
+  grads, b = problem.normal((3, 5)), 0.95
+  tx = optax.chain(
+    part.correct_gradient(None, 1 - b, b, False), optax.ema(b, debias=False)
+  )
+  got = problem.run(optax.chain(tx, optax.scale(-1.0)), np.zeros((3, 5)), grads)
+  mean, want = 0, []
+  for g in grads:
+    mean = b * mean + (1 - b) * g
+    want.append((1 - b) * g + b * mean)
+  np.testing.assert_allclose(got, -np.cumsum(want, 0), atol=1e-12)
+  x = np.ones((3, 5))
+  run = lambda form, gamma: problem.run(
+    marsm(0.02, form=form, gamma=gamma, clip=False), x, grads
+  )
+  for gamma in (0.025, 0.3):
+    one, two = run('one_buffer', gamma), run('approximate', gamma)
+    np.testing.assert_allclose(one, two, atol=1e-9)
+  nesterov = problem.run(muon(0.02, scale='moonlight'), x, grads)
+  np.testing.assert_allclose(run('one_buffer', 1 - b), nesterov, atol=1e-9)
+  state = marsm(0.02, form='one_buffer', clip=False).init(jnp.ones((3, 5)))
+  assert [x.size for x in jax.tree.leaves(state)] == [1, 15, 1]
+
+
+def _loop_by_hand(config, net, tokens):
+  """x_t and x_{t-1}: two gradients of the batch, clipped, c into AdamW."""
+  c = config.optimizer
+  grad = jax.jit(jax.grad(lambda p, t: loss.next_token(net, p, t).loss))
+  clip = optax.clip_by_global_norm(config.clip_norm)
+  clipped = lambda p, t: clip.update(grad(p, t), clip.init(p))[0]
+  tx = adamw(config.learning_rate, net.axes, b1=c.b1, b2=c.b2)
+  x = net.init(jax.random.key(config.seed))
+  before, adam = x, tx.init(x)
+
+  def corrected(g, old):
+    c_ = g + c.gamma * c.b1 / (1 - c.b1) * (g - old)
+    return c_ / jnp.maximum(1, jnp.linalg.norm(c_.ravel()))
+
+  for t in tokens:
+    g, old = clipped(x, t), clipped(before, t)
+    u, adam = tx.update(jax.tree.map(corrected, g, old), adam, x)
+    before, x = x, optax.apply_updates(x, u)
+  return x
+
+
+def test_the_step_gives_the_gradient_at_the_parameters_of_before():
+  config = helpers.config('optimizer=mars,schedule=constant', clip_norm=0.5)
+  config.optimizer.form = 'exact'
+  config.optimizer.gamma = 0.3
+  net = model.build(config.model)
+  tokens = jax.random.randint(jax.random.key(1), (4, 8, 33), 0, 256)
+  train_step = jax.jit(step.build_train(config, net))
+  s = state.init(config, net, jax.random.key(config.seed))
+  for t in tokens:
+    s, _ = train_step(s, t, step.floats(config))
+  want = helpers.flat(_loop_by_hand(config, net, tokens))
+  start = helpers.flat(net.init(jax.random.key(config.seed)))
+  for key, x in helpers.flat(s.params).items():
+    np.testing.assert_allclose(x, want[key], atol=3e-5, err_msg=key)
+    assert np.abs(x - start[key]).max() > 1e-3
+  # The state is as large as the approximate form's.
+  sizes = lambda tx: sorted(x.size for x in jax.tree.leaves(tx.init(s.params)))
+  assert sizes(mars(0.1, form='exact')) == sizes(mars(0.1))
+
+
+def test_exact_marsm_corrects_matrices_only():
+  params, axes = problem.params(), problem.axes()
+  tx = marsm(0.1, axes, form='exact', decay='none')
+  grads = jax.tree.map(jnp.cos, params)
+  run = jax.jit(
+    lambda previous: tx.update(
+      grads, tx.init(params), params, previous_grads=previous
+    )[0]
+  )
+  same, other = run(grads), run(jax.tree.map(jnp.sin, params))
+  for path, role in (('table', 'embedding'), ('head', 'head')):
+    assert axes[path].role == role
+    np.testing.assert_array_equal(same[path], other[path])
+  assert (same['blocks']['query'] != other['blocks']['query']).any()
+
+
+def test_mistakes_are_one_sentence():
+  x = jnp.ones(3)
+  tx = mars(0.1, form='exact')
+  with pytest.raises(ValueError, match=r'needs update\(..., previous_grads=\)'):
+    tx.update(x, tx.init(x), x)
+  config = spec.spec('optimizers', 'marsm', form='one_buffer')
+  with pytest.raises(UserError, match='cannot clip.* set clip=False'):
+    spec.build('optimizers', config, 0.1)
+  with pytest.raises(UserError, match="form='two' does not exist; legal: 'app"):
+    spec.build('optimizers', spec.spec('optimizers', 'mars', form='two'), 0.1)

@@ -1,0 +1,188 @@
+"""NaP, the spectral penalty, initialisations and the linearity regulariser."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.linalg
+
+from lm import initializers, loss, model, state, step
+from lm.errors import UserError
+from optimizers.adamw import adamw
+from optimizers.parts import roles
+from optimizers.parts.nap import nap
+from optimizers.parts.spectral_penalty import spectral_penalty
+from tests import helpers
+from tests import optimizer_problem as problem
+
+TOKENS = jax.random.randint(jax.random.key(1), (8, 33), 0, 256)
+
+
+def test_golden_nap():
+  """diag(3, 4) moves to W and is projected to norm 5 (2407.01800)."""
+  x = np.diag([3.0, 4.0])
+  moved = np.array([[2.9, -0.2], [0.1, 3.95]])
+  got = problem.run(nap(optax.identity(), None), x, [moved - x])[0]
+  want = [[2.95595371, -0.20385888], [0.10192944, 4.02621281]]
+  np.testing.assert_allclose(got, want, atol=1e-8)
+
+
+def test_nap_keeps_the_norm_of_each_layer_and_leaves_the_rest():
+  axes, params = problem.axes(), problem.params()
+  params['blocks']['out'] = params['blocks']['out'].at[1].set(0)
+  grads = [jax.tree.map(lambda x, i=i: jnp.cos(9 * x + i), params)
+           for i in range(20)]  # fmt: skip
+  plain = problem.run(adamw(0.05, axes), params, grads)
+  kept = problem.run(nap(adamw(0.05, axes), axes), params, grads)
+  norm = lambda x: np.sqrt((np.asarray(x, np.float64) ** 2).sum((-3, -2, -1)))
+  for name in ('query', 'out'):
+    old, new = params['blocks'][name], kept['blocks'][name]
+    want = np.broadcast_to(norm(old), (20, 2))
+    moves = want > 0  # a matrix that begins with 0 is free
+    np.testing.assert_allclose(norm(new)[moves], want[moves], rtol=1e-6)
+    assert (norm(new)[-1] > 0.01).all()
+    assert (
+      np.abs(norm(plain['blocks'][name])[moves] / want[moves] - 1).max() > 0.05
+    )
+  for path in ('table', 'head'):
+    np.testing.assert_array_equal(kept[path], plain[path])
+
+
+@pytest.mark.parametrize('power, slope', [(1, 2.0), (2, 24.0)])
+def test_golden_spectral_penalty(power, slope):
+  """W = diag(2, 0.5): the gradient is that at the largest value alone."""
+  tx = spectral_penalty(optax.identity(), None, 1.0, power)
+  with jax.enable_x64(True):
+    w = jnp.diag(jnp.array([2.0, 0.5]))
+    state_ = tx.init(w)
+    for _ in range(30):
+      g, state_ = tx.update(jnp.zeros((2, 2)), state_, w)
+  np.testing.assert_allclose(g, [[slope, 0], [0, 0]], atol=1e-6)
+
+
+def test_power_iterations_go_on_and_bring_the_largest_value_to_one():
+  """A stack of two, one far above 1 and one below, by plain descent."""
+  x = np.random.default_rng(0).normal(size=(2, 12, 8)) * [[[0.5]], [[0.02]]]
+  tx = optax.chain(spectral_penalty(optax.identity(), None, 1.0),
+                   optax.scale(-0.02))  # fmt: skip
+  got = problem.run(tx, x, np.zeros((400, 2, 12, 8)))
+  top = np.linalg.svd(got, compute_uv=False)[..., 0]
+  assert top[0, 0] > 1.5 and top[0, 1] < 0.2
+  np.testing.assert_allclose(top[-1], 1, atol=0.02)
+
+
+def test_a_run_with_both_and_the_step_of_mars_with_two_gradients():
+  """The hooks find the optimizer's state inside of the wrappers."""
+  config = helpers.config(
+    'optimizer=mars', project='nap', spectral_penalty=0.1, learning_rate=0.01
+  )
+  config.optimizer.form = 'exact'
+  net = model.build(config.model)
+  s = old = state.init(config, net, jax.random.key(0))
+  train_step = jax.jit(step.build_train(config, net))
+  for _ in range(3):
+    s, _ = train_step(s, TOKENS, step.floats(config))
+  before, after = helpers.flat(old.params), helpers.flat(s.params)
+  axes = dict(zip(before, jax.tree.leaves(net.axes), strict=True))
+  for key, x in after.items():
+    ratio = np.linalg.norm(x) / np.linalg.norm(before[key])
+    assert (abs(ratio - 1) < 1e-5) == (axes[key].role == 'matrix'), key
+    assert (x != before[key]).any()
+  for bad, sentence in (
+    ({'project': 'napp'}, "project='napp' does not exist. Did you mean 'nap'"),
+    ({'model__init': 'zerO'}, r"model.init='zerO' does not exist. Did you mea"),
+  ):
+    c = helpers.config(**bad)
+    with pytest.raises(UserError, match=sentence):
+      state.check(c)
+      model.build(c.model)
+
+
+def test_golden_zero():
+  """4 x 2 and 3 x 2 in the paper's layout, (outputs, inputs)."""
+  four = [[0.5, 0.5], [0.5, -0.5], [0.5, 0.5], [0.5, -0.5]]
+  np.testing.assert_allclose(initializers.zero(2, 4).T, four)
+  np.testing.assert_allclose(initializers.zero(2, 3).T, four[:3])
+  np.testing.assert_array_equal(initializers.zero(4, 2).T, np.eye(2, 4))
+  hadamard = scipy.linalg.hadamard(64) / 8
+  np.testing.assert_allclose(initializers.zero(48, 64), hadamard[:48])
+
+
+@pytest.mark.parametrize(
+  'out, least', [(1024, 1.0), (768, 0.8660254), (192, 0.8660254)]
+)
+def test_singular_values_of_zero(out, least):
+  values = lambda **k: np.linalg.svd(
+    initializers.zero(64, out, **k), compute_uv=False
+  )
+  np.testing.assert_allclose(values(), least, rtol=1e-5)
+  np.testing.assert_allclose(values(isometric=True), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['orthogonal', 'zero', 'isometric'])
+def test_initial_models(kind):
+  """Scanned and not; roles, residual outputs, and a finite gradient."""
+  c = helpers.config(model__init=kind).model
+  for c.scan_layers in (True, False):
+    net = model.build(c)
+    params = net.init(jax.random.key(0))
+    block = params['blocks'] if c.scan_layers else params['block_1']
+    axes = net.axes['blocks'] if c.scan_layers else net.axes['block_1']
+    for part, name in (('attn', 'q'), ('attn', 'o'), ('mlp', 'up'),
+                       ('mlp', 'down')):  # fmt: skip
+      w = roles.to_matrices(block[part][name], axes[part][name])
+      top = np.linalg.svd(w, compute_uv=False)
+      want = 1.0
+      if name in ('o', 'down'):
+        want = 0.5 if kind == 'orthogonal' else 0.0  # two layers
+      np.testing.assert_allclose(top, want, atol=1e-5, err_msg=name)
+    assert 0.01 < params['embedding'].std() < 0.03
+    of = lambda p, net=net: loss.next_token(net, p, TOKENS).loss
+    g = jax.grad(of)(params)
+    assert np.isfinite(optax.tree.norm(g))
+  other = helpers.flat(net.init(jax.random.key(1)))
+  same = [(other[k] == v).all() for k, v in helpers.flat(params).items()
+          if k.endswith("['q']")]  # fmt: skip
+  assert all(same) == (kind != 'orthogonal')
+
+
+def test_linearity_adds_one_minus_the_mean_cosine():
+  """By the outputs of models of 0 to 2 layers, which are the prefixes."""
+  c = helpers.config(model__init_std=0.3).model
+  net = model.build(c)
+  params = net.init(jax.random.key(0))
+  plain = loss.next_token(net, params, TOKENS)
+  out = loss.next_token(net, params, TOKENS, linearity=0.25)
+  c.scan_layers = True
+  scanned = model.build(c)
+  stack = jax.tree.map(lambda *x: jnp.stack(x),
+                       params['block_0'], params['block_1'])  # fmt: skip
+  rest = {k: v for k, v in params.items() if k[:5] != 'block'}
+  again = loss.next_token(
+    scanned, {**rest, 'blocks': stack}, TOKENS, linearity=0.25
+  )
+  cosines = _cosines(c, params, stack, rest)
+  want = plain.loss + 0.25 * (1 - np.mean(cosines))
+  assert 1 - np.mean(cosines) > 0.01
+  for got in (out, again):
+    np.testing.assert_allclose(got.loss, want, rtol=1e-5)
+    np.testing.assert_allclose(got.cross_entropy, plain.cross_entropy)
+  with_ = lambda w: jax.grad(
+    lambda p: loss.next_token(net, p, TOKENS, linearity=w).loss
+  )(params)
+  gap = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), with_(0.0), with_(0.5))
+  assert gap['block_1']['mlp']['down'] > 1e-4
+
+
+def _cosines(c, params, stack, rest):
+  """Before the last norm, which keeps the direction if its scale is 1."""
+  vectors = [params['embedding'][TOKENS[:, :-1]]]
+  for c.num_layers in (1, 2):
+    first = jax.tree.map(lambda x: x[: c.num_layers], stack)
+    prefix = model.build(c)
+    vectors.append(prefix.hidden({**rest, 'blocks': first}, TOKENS[:, :-1]))
+  unit = [x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in vectors]
+  return [float((a * b).sum(-1).mean()) for a, b in itertools.pairwise(unit)]
