@@ -270,8 +270,9 @@ def _is_box(x):
 def _check(c):
   """Refuses what no model can be; sizes that do not fit each other."""
   for name in ('num_layers', 'd_model', 'num_heads', 'num_kv_heads',
-               'head_dim', 'd_ff', 'vocab_size', *_NEWER):  # fmt: skip
-    least = 0 if name in _NEWER else 1
+               'head_dim', 'd_ff', 'vocab_size', 'base_width',
+               'base_head_dim'):  # fmt: skip
+    least = 0 if name.startswith('base') else 1
     if c[name] < least:
       raise UserError(f'model.{name}={c[name]} must be at least {least}.')
   for name, least in (('rope_theta', 1), ('init_std', 0), ('norm_eps', 0),
