@@ -106,7 +106,7 @@ def test_off_or_not_reached_is_the_same_step():
   ):
     np.testing.assert_allclose(a, b, atol=1e-4)
     differs.append((b != c).any())
-  assert sum(differs) == 4  # q and k of two layers
+  assert sum(differs) == 2  # q of two layers: their heads share keys
 
 
 def test_mistakes_are_one_sentence():
