@@ -24,7 +24,7 @@ from lm.run import Run
 from merging.engine import artifact
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/merge_report', 'of all runs')
-_SEEDS = flags.DEFINE_integer('seeds', 3, 'number of them', lower_bound=2)
+_SEEDS = flags.DEFINE_integer('seeds', 3, 'number of them', lower_bound=1)
 _STEPS = flags.DEFINE_integer('steps', 300, 'of the fine-tuning')
 _WINDOW = flags.DEFINE_integer('window', 200, 'of the decays')
 _RATES = flags.DEFINE_list('learning_rates', ['0.001', '0.005'], 'peaks')
