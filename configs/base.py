@@ -64,9 +64,7 @@ def get_config(arg: str = '') -> ConfigDict:
 
   # --- width rule, with model.base_width: lm/width.py, launch.coord_check
   c.width = ConfigDict()
-  c.width.lr_power = (
-    -1.0
-  )  # rate of matrices: -1 AdamW, Lion; by optimizer.scale
+  c.width.lr_power = -1.0  # of the rate of matrices; Muon's follows its scale
   c.width.decay = 'sqrt'  # of matrices; 'constant', 'independent' (see there)
   c.width.embedding_decay = 1.0  # factor of its weight decay; 0 in 2510.15262
   c.width.head_decay = 1.0  # the same of the head
@@ -86,9 +84,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.eval.every_steps = 100  # 0 = only at the end
   c.eval.num_sequences = 128  # the same ones in every run that is compared
   c.eval.batch_size = 32  # sequences at a time
-  c.eval.merged = (
-    ''  # averages, too: 'linear:400,lawa:6,ema:0.1' (lm/online.py)
-  )
+  c.eval.merged = ''  # averages: 'linear:400,lawa:6,ema:0.1' (lm/online.py)
 
   # --- checkpoints and logs
   c.checkpoint = ConfigDict()

@@ -6,7 +6,11 @@ import pathlib
 import pytest
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+# On a busy machine 8 devices on 2 cores may be late; XLA would abort at 40 s.
+os.environ['XLA_FLAGS'] = (
+  '--xla_force_host_platform_device_count=8 '
+  '--xla_cpu_collective_call_terminate_timeout_seconds=600'
+)
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(
   pathlib.Path(__file__).parents[1] / '.cache' / 'jax'
 )
