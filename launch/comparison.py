@@ -79,6 +79,12 @@ def compare(
         f'{r.run.path} ends at step {r.end}, but these decays at {step}: its '
         'batches would not be theirs.'
       )
+  last = run.losses(run.params(step))
+  if last.size < 2:
+    raise UserError(
+      f'{run.path} has one validation batch, and an interval needs two: a '
+      'smaller eval.batch_size or a larger eval.num_sequences.'
+    )
   windows = list(windows) or list(dict.fromkeys(r.window for r in real))
   cells = judgement.grid(run, [step], windows)
   jobs = judgement.jobs(run, cells, cells, shapes, floor)
@@ -88,7 +94,6 @@ def compare(
     f'{path.parent.name} {path.name}': run.losses(judgement.read(run, path))
     for path in paths
   }
-  last = run.losses(run.params(step))
   return Comparison(step, last, merges, ingredients, list(real))
 
 
