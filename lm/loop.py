@@ -131,8 +131,7 @@ def train(config: ConfigDict, workdir: str) -> str:
     The status: 'done', 'diverged' or 'preempted'.
 
   Raises:
-    UserError: a config that makes no run, or that is another run than the one
-      in `workdir`.
+    UserError: a config that makes no run, or not the one in `workdir`.
   """
   run = pathlib.Path(workdir)
   first, built = processes.together(
@@ -140,18 +139,16 @@ def train(config: ConfigDict, workdir: str) -> str:
   )
   if not checkpoint.steps(run):
     processes.together(lambda: restore.check_shapes(config, built.abstract))
-  fingerprint = built.data.fingerprint
   processes.check_alike('The config', card.config_hash(config))
-  processes.check_alike('The data', fingerprint)
+  processes.check_alike('The data', built.data.fingerprint)
   main = jax.process_index() == 0
   notes = processes.together(
-    lambda: card.Card(run, config, fingerprint) if main else None
+    lambda: card.Card(run, config, built.data.fingerprint) if main else None
   )
   processes.check_shared(run / card.LOCK)
   multipliers = step.multipliers(config) if main else None
-  checkpoints = checkpoint.Checkpoints(
-    run, config.checkpoint.keep_latest, config.checkpoint.keep_every_steps
-  )
+  keep = config.checkpoint.keep_latest, config.checkpoint.keep_every_steps
+  checkpoints = checkpoint.Checkpoints(run, *keep)
   with jax.set_mesh(built.mesh), _Preemption() as preemption:
     start, origin = restore.restore_or_init(
       config, checkpoints, built.abstract, built.init
