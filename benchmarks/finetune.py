@@ -18,7 +18,8 @@ import numpy as np
 from absl import flags
 
 from configs import debug
-from launch import cli, comparison, emulation
+from launch import cli
+from launch.parts import comparison, emulation
 from lm import loop
 from lm.run import Run
 from merging.engine import artifact

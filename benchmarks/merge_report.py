@@ -16,7 +16,8 @@ import numpy as np
 from absl import flags
 
 from configs import debug
-from launch import cli, comparison, judgement
+from launch import cli
+from launch.parts import comparison, judgement
 from lm import loop
 from lm.run import Run
 

@@ -41,8 +41,8 @@ def main() -> None:
     raise UserError(f"--of='{_OF.value}' does not exist.{hint}")
   if _NUM_STEPS.value < 1:
     raise UserError(f'--num_steps={_NUM_STEPS.value} must be at least 1.')
-  from launch import show
-  from launch import widths as lib
+  from launch.parts import show
+  from launch.parts import widths as lib
   from lm import width
 
   configs = [lib.at_width(_CONFIG.value, w, _GROW.value) for w in widths]

@@ -10,7 +10,7 @@ from launch import cli
 
 
 def main() -> None:
-  from launch import decay_formulas  # jax: late, so that --help is fast
+  from launch.parts import decay_formulas  # jax: late, so that --help is fast
 
   print(decay_formulas.table())
 

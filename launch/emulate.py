@@ -35,7 +35,7 @@ def main() -> None:
     raise UserError('--run is missing; for example --run=runs/a.')
   if not _SHAPES.value:
     raise UserError('--shapes is empty; for example --shapes=linear,cosine.')
-  from launch import judgement, pictures, show
+  from launch.parts import judgement, pictures, show
   from lm.run import Run
 
   run = Run(_RUN.value)
@@ -69,7 +69,7 @@ def main() -> None:
 
 def _print_focus(run, end, window, results, last, real) -> None:
   """One window in depth: raw checkpoints, interval means, real cooldowns."""
-  from launch import show
+  from launch.parts import show
 
   rows = [[f'last checkpoint, step {end}', *show.loss(run, last), '', '']]
   names = {'raw': 'raw checkpoints', 'means': 'interval means',
@@ -93,7 +93,7 @@ def _print_focus(run, end, window, results, last, real) -> None:
 
 
 def _print_surface(grid, results, last) -> None:
-  from launch import show
+  from launch.parts import show
 
   shapes = list(dict.fromkeys(job.shape for job in results))
   rows = []

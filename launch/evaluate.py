@@ -22,7 +22,7 @@ def main() -> None:
   from lm import checkpoint
 
   refs = [checkpoint.locate(text) for text in _AT.value]
-  from launch import show
+  from launch.parts import show
   from lm.run import Run
 
   runs = {}

@@ -29,7 +29,7 @@ _SCHEDULES = flags.DEFINE_string(
 def main() -> None:
   if not _RUN.value:
     raise UserError('--run is missing; for example --run=runs/a.')
-  from launch import curves, extension, show
+  from launch.parts import curves, extension, show
   from lm import foreign_logs
 
   if not (pathlib.Path(_RUN.value) / 'config.json').is_file():

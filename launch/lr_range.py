@@ -34,7 +34,7 @@ def main() -> None:
   out = pathlib.Path(_OUT.value)
   if out.suffix != '.png':
     raise UserError(f"--out='{out}' must end in .png.")
-  from launch import range_training, schedule_pictures, show
+  from launch.parts import range_training, schedule_pictures, show
   from schedules.theory import lr_range
 
   knob = _KNOB.value

@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def _merge_run(options) -> None:
-  from launch import emulation, stored
+  from launch.parts import emulation, stored
   from lm.run import Run
   from merging.engine import artifact
 
@@ -144,7 +144,7 @@ def _merge_run(options) -> None:
 
 
 def _merge_inputs(options) -> None:
-  from launch import emulation, foreign
+  from launch.parts import emulation, foreign
   from merging.engine import artifact
 
   _check_inputs_flags()
@@ -212,7 +212,7 @@ def _same(path: pathlib.Path, about) -> bool:
 
 def _print(about, tokens=0) -> None:
   """Prints coefficients and multipliers; of a run also tokens and rates."""
-  from launch import show
+  from launch.parts import show
 
   rows = []
   later = [row['multiplier'] for row in about['sources'][1:]] + [0.0]

@@ -41,7 +41,7 @@ def main() -> None:
     raise UserError('--shapes is empty; for example --shapes=linear,cosine.')
   if _STEP.value < -1:
     raise UserError(f'--step={_STEP.value} is not a step.')
-  from launch import comparison, judgement, pictures, show
+  from launch.parts import comparison, judgement, pictures, show
   from lm.run import Run
 
   run = Run(_RUN.value)

@@ -35,7 +35,7 @@ def main() -> None:
   out = pathlib.Path(_OUT.value)
   if out.suffix != '.png':
     raise UserError(f"--out='{out}' must end in .png.")
-  from launch import curves, schedule_pictures, show
+  from launch.parts import curves, schedule_pictures, show
   from lm import foreign_logs
 
   runs = {text: foreign_logs.read(text) for text in _RUNS.value}
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _curve(name, run):
-  from launch import curves
+  from launch.parts import curves
   from lm import foreign_logs
 
   rates = foreign_logs.learning_rates(run, _TAG.value)

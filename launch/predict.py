@@ -40,7 +40,7 @@ def main() -> None:
   if _LAST.value < 1:
     raise UserError(f'--last={_LAST.value} must be at least 1.')
   lengths = cli.integers('num_steps', _NUM_STEPS.value)
-  from launch import curves, prediction, schedule_pictures, show
+  from launch.parts import curves, prediction, schedule_pictures, show
 
   read = lambda t: prediction.point(t, _TAG.value, _LR_TAG.value, _LAST.value)
   fitted = prediction.fit([read(t) for t in _RUNS.value], _LEVEL.value)

@@ -42,7 +42,7 @@ _OUT = flags.DEFINE_string(
 def main() -> None:
   if not _RUN.value:
     raise UserError('--run is missing; for example --run=runs/a.')
-  from launch import refinement, schedule_pictures, show
+  from launch.parts import refinement, schedule_pictures, show
   from lm import foreign_logs
 
   found = foreign_logs.read(_RUN.value)

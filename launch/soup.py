@@ -71,7 +71,7 @@ def _soup(run, refs) -> None:
 
 
 def _print(run, tried, losses, reported, soup) -> None:
-  from launch import show
+  from launch.parts import show
 
   rows = [
     [_AT.value[i], f'{losses[i]:.4f}', f'{loss:.4f}', 'yes' if kept else 'no',
@@ -89,7 +89,7 @@ def _print(run, tried, losses, reported, soup) -> None:
 
 
 def _write(run, refs, chosen, losses, options):
-  from launch import emulation
+  from launch.parts import emulation
   from merging.engine import artifact
 
   pairs = [(refs[i].item, 1 / len(chosen)) for i in sorted(chosen)]

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from launch import widths
+from launch.parts import widths
 from lm import model
 from tests import helpers, tools
 

@@ -6,7 +6,7 @@ import re
 import jax
 import pytest
 
-from launch import decay_formulas
+from launch.parts import decay_formulas
 from lm import spec
 from optimizers.parts import decay_masks
 

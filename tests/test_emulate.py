@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from launch import cli, emulation, judgement, pictures, show
+from launch import cli
+from launch.parts import emulation, judgement, pictures, show
 from lm import checkpoint, loop, verify
 from lm import run as run_lib
 from lm.errors import UserError

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from launch import comparison, judgement
+from launch.parts import comparison, judgement
 from lm import loop
 from lm import run as run_lib
 from lm.errors import UserError

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from launch import emulation
+from launch.parts import emulation
 from lm import loop
 from lm import run as run_lib
 from lm.errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from launch import emulation, stored
+from launch.parts import emulation, stored
 from lm import averages, checkpoint, loop
 from lm import run as run_lib
 from lm.errors import UserError

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from launch import curves
+from launch.parts import curves
 from schedules.theory import bound, lr_range, predict
 from tests import helpers, tools
 

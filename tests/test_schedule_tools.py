@@ -8,7 +8,8 @@ import shlex
 import numpy as np
 import pytest
 
-from launch import cli, curves
+from launch import cli
+from launch.parts import curves
 from lm import follow, loop, step
 from lm.errors import UserError
 from lm.run import Run

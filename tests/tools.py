@@ -30,10 +30,11 @@ def _take():
   modules = {
     n: flags.FLAGS.find_module_defining_flag(n, '') for n in flags.FLAGS
   }
+  ours = ('launch', 'benchmarks')
   found = {
     n: (flags.FLAGS[n], module)
     for n, module in modules.items()
-    if n == 'config' or n.startswith('config.') or module.startswith('launch')
+    if n == 'config' or n.startswith('config.') or module.startswith(ours)
   }
   for n in found:
     delattr(flags.FLAGS, n)

@@ -205,7 +205,7 @@ def create_leaf(
   chunk: tuple[int, ...],
   limits: ts.Context,
 ) -> ts.TensorStore:
-  """Creates one array as Orbax's defaults do: zarr 2 in OCDBT, zstd."""
+  """Creates one array as Orbax does: zarr 2 in OCDBT, not compressed."""
   spec = {
     'driver': 'zarr',
     'kvstore': _store(path, name, True),
@@ -213,7 +213,7 @@ def create_leaf(
     'metadata': {
       'shape': list(shape),
       'chunks': list(chunk),
-      'compressor': {'id': 'zstd', 'level': 1},
+      'compressor': None,
       'dimension_separator': '.',
     },
     'store_data_equal_to_fill_value': True,

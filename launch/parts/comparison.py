@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from launch import judgement, show
-from launch.judgement import Cooldown, Job
+from launch.parts import judgement, show
+from launch.parts.judgement import Cooldown, Job
 from lm import checkpoint
 from lm.errors import UserError
 from lm.run import Run

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from launch import cli, curves, show
+from launch import cli
+from launch.parts import curves, show
 from lm import foreign_logs
 from lm.errors import UserError
 from schedules.theory import predict as theory

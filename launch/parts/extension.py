@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from launch import curves
+from launch.parts import curves
 from lm import checkpoint
 from lm.errors import UserError
 from lm.foreign_logs import Log

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from rich import progress
 
-from launch import emulation, stored
+from launch.parts import emulation, stored
 from lm import checkpoint
 from lm.errors import UserError
 from lm.run import Run

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from launch import emulation, show
-from launch.emulation import Plan
+from launch.parts import emulation, show
+from launch.parts.emulation import Plan
 from lm import checkpoint, spec
 from lm.errors import UserError, did_you_mean
 from lm.run import Run

@@ -19,7 +19,7 @@ class Plan(NamedTuple):
 
   sources: (item directory, coefficient), oldest first.
   learning_rates: mean of those used in the block that ends with each source;
-    None where sources are no blocks (launch/stored.py).
+    None where sources are no blocks (launch/parts/stored.py).
   about: {'end': step, 'window': steps}, for the provenance.
   """
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from launch.emulation import Plan
+from launch.parts.emulation import Plan
 from lm import spec
 from lm.errors import UserError, did_you_mean
 from merging.engine import items, safetensors

@@ -1,0 +1,1 @@
+"""What the commands are made of; none of these is a command."""
