@@ -9,6 +9,8 @@ compared after that has been allowed for. Tolerances are absolute, of parameters
 of size 1 that move by about 0.1; those above 1e-12 are explained.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -223,6 +225,45 @@ def test_schedule_free():
     got = schedule_free.eval_params(state, y, 0.9)
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-8)
   assert np.abs(got - y).max() > 1e-3
+
+
+@pytest.mark.parametrize('safeguard', [False, True])
+def test_prodigy(safeguard):
+  """A large d0, so that x moves and d grows within ten steps."""
+  import prodigyopt
+
+  make = lambda p: prodigyopt.Prodigy(
+    p, lr=1.0, d0=1e-2, use_bias_correction=True, safeguard_warmup=safeguard
+  )
+  ours = _ours('prodigy', 1.0, d0=1e-2, safeguard_warmup=safeguard)
+  _close(ours, _theirs(make), 1e-12)
+
+
+@pytest.mark.parametrize('role', ['matrix', 'head', 'vector'])
+def test_scion_of_pytorch_optimizer(monkeypatch, role):
+  """Its norms by name; 1e-6: what is added to norms, times the radius."""
+  import torch
+  from pytorch_optimizer import SCION
+  from pytorch_optimizer.optimizer import scion
+  from pytorch_optimizer.optimizer.utils import matrix
+
+  f = matrix.zero_power_via_newton_schulz_5
+  defaults = (*f.__defaults__[:-1], torch.float64)
+  monkeypatch.setattr(f, '__defaults__', defaults)
+  norm, scale = {
+    'matrix': (scion.LMONorm.SPECTRAL, 50.0),
+    'head': (scion.LMONorm.SIGN, 3000.0),
+    'vector': (scion.LMONorm.BIAS, 1.0),
+  }[role]
+  x, grads, layout = X, GRADS, dataclasses.replace(LAYOUT, role=role)
+  if role == 'vector':
+    x, grads, layout = X[0], GRADS[:, 0], roles.infer((8,))
+  # A vector does not decay with us.
+  make = lambda p: SCION(
+    p, lr=2**-8, norm_type=norm, scale=scale, constraint=role != 'vector'
+  )
+  ours = spec.get('optimizers', 'scion')(2**-8, layout)
+  _close(ours, _theirs(make, x, grads), 1e-6, x, grads)
 
 
 def test_soap_of_pytorch_optimizer():
