@@ -104,6 +104,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.branch_data = 'continue'  # or 'restart': begin the data order again
   c.branch_state = ''  # of another optimizer: 'discard', 'keep' or 'carry_mu'
   c.init = ''  # 'runs/a@1000' or 'runs/a/merged/x': parameters only
+  c.init_state = False  # and the state of a merge made with --state
 
   # --- devices: sizes of the mesh axes; -1 = all that remain
   c.mesh = ConfigDict()

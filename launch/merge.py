@@ -39,6 +39,9 @@ _STEPS = flags.DEFINE_list('steps', [], 'these checkpoints instead of a window')
 _MEANS = flags.DEFINE_bool(
   'means', False, 'interval means instead of raw checkpoints (method decay)'
 )
+_STATE = flags.DEFINE_bool(
+  'state', False, 'the optimizer states, too, for --config.init_state=True'
+)
 _STORED = flags.DEFINE_string(
   'stored',
   '',
@@ -100,11 +103,13 @@ def main() -> None:
 
 
 def _merge_run(options) -> None:
-  from launch.parts import emulation, stored
+  from launch.parts import emulation, merged_state, stored
   from lm.run import Run
   from merging.engine import artifact
 
   _refuse(('tree', 'out'), 'needs --inputs')
+  if _STATE.value:
+    _refuse(('means', 'stored'), 'does not go with --state')
   run = Run(_RUN.value)
   method = emulation.parse_method(_METHOD.value)
   at = {'end': _END.value if _END.value >= 0 else None, 'window': _WINDOW.value}
@@ -123,6 +128,8 @@ def _merge_run(options) -> None:
     )
   if _CONTROL.value:
     plan = emulation.control(plan, _CONTROL.value, _SEED.value)
+  if _STATE.value:
+    plan = merged_state.add(plan)
   about = artifact.provenance(
     run.path,
     plan.sources,
@@ -130,6 +137,8 @@ def _merge_run(options) -> None:
     learning_rates=plan.learning_rates,
     **options,
   )
+  if plan.state:
+    about['state'] = merged_state.provenance(run, plan.state)
   if _STORED.value:
     stored.describe(plan, about)
   else:
@@ -181,7 +190,7 @@ def _check_inputs_flags():
   if not _OUT.value:
     raise UserError('--out is missing: the directory of the result.')
   runs = ('run', 'means', 'stored', 'end', 'window', 'every', 'target', 'name')
-  _refuse(runs, 'needs --run; --inputs take --steps')
+  _refuse((*runs, 'state'), 'needs --run; --inputs take --steps')
 
 
 def _refuse(names, why):
@@ -251,7 +260,7 @@ def _default_name(method, about) -> str:
   ]
   what = _STORED.value or ('means' if _MEANS.value else 'raw')
   window = f'{about["window"]}at{about["end"]}'
-  known = [k for k in ('control', 'seed', 'target') if k in about]
+  known = [k for k in ('control', 'seed', 'target', 'state') if k in about]
   marks = [f'{k}={about[k]}' for k in known]
   parts = [method['name'], *knobs, what, window, *marks]
   return re.sub(r'[^\w.=+-]', '-', '-'.join(parts))

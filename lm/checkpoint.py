@@ -122,8 +122,9 @@ def _by_path(tree: Any) -> dict[str, int]:
   return {jax.tree_util.keystr(p): int(x) for p, x in flat}
 
 
-def _untyped(keystr: str) -> str:
-  """Writes a field `.mu` as the dict key `['mu']`."""
+def untyped(keystr: str) -> str:
+  """Writes a field `.mu` or a place `[0]` as a dict key: `['mu']`, `['0']`."""
+  keystr = re.sub(r'\[(\d+)\]', r"['\1']", keystr)
   return re.sub(r'\.(\w+)(?=[.\[]|$)', r"['\1']", keystr)
 
 
@@ -305,9 +306,9 @@ def restore_item(
   tree, want = processes.together(read, Damaged)
   tree = jax.tree.map(lambda x: None if x is PLACEHOLDER else x, tree)
   # Compared without types: a part of an item comes as dicts and lists.
-  want = {_untyped(k): v for k, v in want.items()}
+  want = {untyped(k): v for k, v in want.items()}
   found = _by_path(fingerprint(tree))
-  wrong = [k for k, v in found.items() if want[_untyped(k)] != v]
+  wrong = [k for k, v in found.items() if want[untyped(k)] != v]
   if wrong:
     raise Damaged(
       f'Checkpoint {run}@{step} is damaged: {name}{wrong[0]} is not what was '
@@ -328,14 +329,17 @@ def restore_tree(path: pathlib.Path, abstract: Any) -> Any:
 
 
 def restore_merged(path: pathlib.Path, abstract: Any) -> Any:
-  """Restores <run>/merged/<name>/params; verified if launch.merge wrote it."""
+  """Restores an item of <run>/merged/<name>: 'params', or 'state' with --state.
+
+  It is verified if launch.merge wrote it.
+  """
   tree = restore_tree(path, abstract)
   marks = path.parent / 'fingerprints.json'
   if not marks.is_file():
     return tree
   want = log.read_json(marks)
   found = _by_path(fingerprint(tree))
-  wrong = [k for k, v in found.items() if want.get(k) != v]
+  wrong = [k for k, v in found.items() if want.get(untyped(k)) != v]
   if wrong:
     raise Damaged(
       f'{path.parent} is damaged: {wrong[0]} is not what was saved.'

@@ -24,6 +24,7 @@ def restore_or_init(
     1. the newest intact checkpoint in the workdir;
     2. `branch = 'run@step'`: parameters, optimizer state and step of that run;
     3. `init = 'run@step'` or 'run/merged/name': parameters only, at step 0;
+       with `init_state` the optimizer state of a merge, too;
     4. scratch.
 
   Args:
@@ -48,8 +49,12 @@ def begin(
   if config.branch:
     return _branch(config, abstract, init), f'branched from {config.branch}'
   if config.init:
-    params = _params(config.init, abstract)
-    return init(params), f'initialised from {config.init}'
+    state, note = init(_params(config.init, abstract)), ''
+    if item := _merged_state(config, abstract):
+      like = {'opt_state': abstract.opt_state}
+      state = state.replace(**checkpoint.restore_merged(item, like))
+      note = ' with its optimizer state'
+    return state, f'initialised from {config.init}{note}'
   return init(), 'from scratch'
 
 
@@ -136,6 +141,39 @@ def check_shapes(config: ConfigDict, abstract: TrainState) -> None:
           f"The parameters of '{text}' do not fit this model: {key} is "
           f'{have.get(key)} there and {want.get(key)} here.'
         )
+  _merged_state(config, abstract)
+
+
+def _merged_state(config, abstract):
+  """Returns where the optimizer state of the merge is; None without one.
+
+  Raises:
+    UserError: `init` is no merge, has no state, or that of another optimizer.
+  """
+  if not config.init_state:
+    return None
+  text = config.init
+  ref = checkpoint.locate(text) if text else None
+  if not ref or ref.step is not None:
+    raise UserError(
+      f"init_state=True needs init='RUN/merged/NAME', not '{text}'; the "
+      'optimizer state of a checkpoint itself is taken over by branch.'
+    )
+  item = ref.item.with_name('state')
+  if not item.is_dir():
+    raise UserError(
+      f"'{text}' has no optimizer state: merge with launch.merge --state, or "
+      'use init_state=False.'
+    )
+  about = log.read_json(item.with_name('merge.json'))
+  old, new = about['state']['optimizer'], config.optimizer.name
+  have = _shapes(checkpoint.abstract_item(item))
+  if old != new or have != _shapes({'opt_state': abstract.opt_state}):
+    raise UserError(
+      f"The optimizer state of '{text}' is that of {old} and does not fit this "
+      f'{new}; use init_state=False.'
+    )
+  return item
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -50,6 +50,7 @@ class Verifier:
         continue
       run, step = item.parents[2], int(item.parent.name)
       marks = checkpoint.read_meta(run, step)['fingerprints'][item.name]
+      marks = {checkpoint.untyped(k): v for k, v in marks.items()}
       if marks[_keystr(leaf)] != mark:
         raise checkpoint.Damaged(
           f'Checkpoint {run}@{step} is damaged: {item.name} {leaf} is not what '

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from launch.parts import merged_state
 from lm import checkpoint, log, processes, spec, verify
 from lm.errors import UserError
 from lm.run import Run
@@ -21,11 +22,13 @@ class Plan(NamedTuple):
   learning_rates: mean of those used in the block that ends with each source;
     None where sources are no blocks (launch/parts/stored.py).
   about: {'end': step, 'window': steps}, for the provenance.
+  state: as `sources`, of optimizer states (launch/parts/merged_state.py).
   """
 
   sources: sources.Sources
   learning_rates: np.ndarray | None
   about: dict[str, Any]
+  state: sources.Sources = ()
 
 
 def parse_method(text: str) -> dict[str, Any]:
@@ -146,11 +149,22 @@ def write(
   """
 
   first = checkpoint.abstract_item(plan.sources[0][0])
-  verifier = verify.Verifier(verify.shapes(first))
+  shapes = verify.shapes(first) | merged_state.shapes(plan.state)
+  verifier = verify.Verifier(shapes)
   together = group()
   part = lambda folder, i: folder / f'.part-{i}.json'
+  finish_state = lambda: None
+
+  def after_part(folder):
+    nonlocal finish_state
+    if plan.state:
+      finish_state = merged_state.write_part(
+        plan.state, folder, together, observe=verifier, **options
+      )
+    verifier.save(part(folder, together.index))
 
   def finish(folder):
+    finish_state()
     for i in range(1, together.count):
       verifier.load(part(folder, i))
     for i in range(together.count):
@@ -164,7 +178,7 @@ def write(
     sources=plan.sources,
     provenance=about,
     observe=verifier,
-    after_part=lambda folder: verifier.save(part(folder, together.index)),
+    after_part=after_part,
     before_commit=finish,
     group=together,
     **options,

@@ -27,6 +27,7 @@ class Options(NamedTuple):
   max_bytes: int = 1 << 30
   observe: Observer | None = None
   tree: str = ''
+  integers: bool = False
 
 
 class Plan(NamedTuple):
@@ -48,6 +49,11 @@ class Leaf(NamedTuple):
   sum_dtype: np.dtype
   chunk: tuple[int, ...]
   arrays: list[items.Array]
+
+  @property
+  def averaged(self) -> bool:
+    """Whether it is a sum; else it is that of the newest source."""
+    return self.sum_dtype.kind == 'f'
 
 
 def plan(sources: Sources, options: Options) -> Plan:
@@ -152,16 +158,18 @@ def _open(plan, name):
         f"{b.dtype.name}{b.shape} in '{path}'."
       )
   kind = arrays[0].dtype
-  if kind.name not in items.FLOATS:
+  floating = kind.name in items.FLOATS
+  if not floating and not plan.options.integers:
     raise ValueError(
       f"leaf '{name}' of '{plan.paths[0]}' is {kind.name}; only "
       f'{", ".join(items.FLOATS)} can be averaged.'
     )
+  sums = np.promote_types(plan.options.accumulate, kind.numpy_dtype)
   return Leaf(
     name,
     arrays[0].shape,
-    plan.options.dtype or kind.name,
-    np.promote_types(plan.options.accumulate, kind.numpy_dtype),
+    (floating and plan.options.dtype) or kind.name,
+    sums if floating else kind.numpy_dtype,
     # With the largest chunk as the block none is decoded more than once.
     max((a.chunk for a in arrays), key=math.prod),
     arrays,

@@ -32,7 +32,8 @@ def merge(sources: Sources, out: Path, **options: Any) -> None:
       least the precision of the leaf. dtype: of the result; None keeps that of
       the sources. max_bytes: of memory for arrays. observe: called with every
       block read and written, e.g. to verify fingerprints. tree: the part of an
-      Orbax tree to merge, as 'state.params'.
+      Orbax tree to merge, as 'state.params'. integers: take leaves that are not
+      floating point, as counters, from the newest source.
 
   Raises:
     ValueError: `out` exists; sources that are missing, repeated or differ in
@@ -142,7 +143,10 @@ def _blocks(p, leaves, part) -> Iterator[tuple[_Read, np.ndarray]]:
       p.options.observe(p.paths[i], leaf.name, index, block)
     if i == 0:
       total = np.empty(block.shape, leaf.sum_dtype)
-    _add(total, block, p.coefficients[i], piece, i == 0)
+    if leaf.averaged:
+      _add(total, block, p.coefficients[i], piece, i == 0)
+    else:
+      total = block
     if i + 1 < len(p.paths):
       continue
     result = _cast(p, leaf, index, total)
@@ -156,13 +160,14 @@ def _reads(p, leaves, part) -> Iterator[_Read]:
   number = itertools.count()
   for leaf in leaves:
     shape, ahead = _block_shape(p, leaf)
+    first = 0 if leaf.averaged else len(p.paths) - 1
     ranges = [
       [slice(i, min(i + b, n)) for i in range(0, n, b)]
       for b, n in zip(shape, leaf.shape, strict=True)
     ]
     for index in itertools.product(*ranges):
       if next(number) % part[1] == part[0]:
-        for i in range(len(p.paths)):
+        for i in range(first, len(p.paths)):
           yield _Read(leaf, index, i, ahead)
 
 

@@ -1,0 +1,137 @@
+"""launch.merge --state and --config.init_state: averaged optimizer states."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from lm import checkpoint, loop
+from lm.errors import UserError
+from tests import helpers, tools
+
+STEPS = (4, 8, 12)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run with the merges 'with' (--state) and 'without'."""
+  path = tmp_path_factory.mktemp('run')
+  loop.train(helpers.config('schedule=constant'), path)
+  with pytest.MonkeyPatch.context() as patch:
+    assert merge(patch, path, '--state', '--name=with') == 0
+    assert merge(patch, path, '--name=without') == 0
+  return path
+
+
+def merge(patch, run, *arguments):
+  steps = ','.join(map(str, STEPS))
+  return tools.call(
+    patch, 'merge', f'--run={run}', f'--steps={steps}', '--method=wma',
+    *arguments,
+  )  # fmt: skip
+
+
+def state(item):
+  """{path without types: array} of an optimizer state."""
+  tree = checkpoint.restore_tree(item, checkpoint.abstract_item(item))
+  found = helpers.flat({'opt_state': tree['opt_state']})
+  return {checkpoint.untyped(k): v for k, v in found.items()}
+
+
+def of_step(run, step):
+  return state(checkpoint.item(run, step, 'train'))
+
+
+def test_the_state_is_the_weighted_sum_to_the_last_bit(run):
+  rows = json.loads((run / 'merged/with/merge.json').read_text())
+  c = np.array([r['coefficient'] for r in rows['sources']], np.float32)
+  assert rows['state']['optimizer'] == 'adamw'
+  parts = [of_step(run, s) for s in STEPS]
+  got = state(run / 'merged/with/state')
+  assert got.keys() == parts[0].keys()
+  for key, x in got.items():
+    want = parts[-1][key]  # a counter: of the newest
+    if x.dtype.kind == 'f':
+      want = c[0] * parts[0][key]
+      for weight, part in zip(c[1:], parts[1:], strict=True):
+        want = want + weight * part[key]
+      assert (want != parts[-1][key]).any()  # the test can fail
+    assert x.dtype == want.dtype
+    np.testing.assert_array_equal(x, want, err_msg=key)
+  kinds = {x.dtype.kind for x in got.values()}
+  assert kinds == {'f', 'i'} and any('nu' in key for key in got)
+
+
+def test_training_starts_with_it_and_without_it_as_ever(run, tmp_path):
+  init = lambda name: {'init': f'{run}/merged/{name}', 'num_steps': 2}
+  loop.train(helpers.config(**init('with'), init_state=True), tmp_path / 'a')
+  got = of_step(tmp_path / 'a', 0)
+  for key, want in state(run / 'merged/with/state').items():
+    np.testing.assert_array_equal(got[key], want, err_msg=key)
+  assert helpers.leaves(tmp_path / 'a', 0, 'train')["['step']"] == 0
+  loop.train(helpers.config(**init('with')), tmp_path / 'b')
+  loop.train(helpers.config(**init('without')), tmp_path / 'c')
+  helpers.assert_same_run(tmp_path / 'b', tmp_path / 'c')
+  fresh = of_step(tmp_path / 'b', 0)
+  assert not any(x.any() for x in fresh.values())
+  assert helpers.lines(tmp_path / 'a') != helpers.lines(tmp_path / 'b')
+
+
+@pytest.mark.parametrize(
+  ('arg', 'knobs', 'sentence'),
+  [
+    ('', {'init': '{}/merged/without'}, 'no optimizer state: merge with'),
+    ('', {'init': '{}@12'}, "init='RUN/merged/NAME', not '.*@12'"),
+    ('', {}, "init='RUN/merged/NAME', not ''"),
+    ('optimizer=lion', {'init': '{}/merged/with'}, 'that of adamw and .* lion'),
+    (
+      '',
+      {'init': '{}/merged/with', 'project': 'nap'},
+      'does not fit this adam',
+    ),
+  ],
+)
+def test_a_state_that_does_not_fit(run, tmp_path, arg, knobs, sentence):
+  knobs = {k: v.format(run) for k, v in knobs.items()}
+  with pytest.raises(UserError, match=sentence):
+    loop.train(helpers.config(arg, **knobs, init_state=True), tmp_path / 'x')
+  assert not (tmp_path / 'x').exists()
+
+
+@pytest.mark.parametrize(
+  ('flags', 'sentence'),
+  [
+    (['--means', '--steps='], '--means does not go with --state'),
+    (['--stored=trackers'], '--stored does not go with --state'),
+    (['--inputs=x', '--run=', '--out=y'], '--state needs --run'),
+    (
+      ['--method=interpolate:weight=1.5,signed=True', '--steps=4,12'],
+      'refuses the coefficient -0.5 of',
+    ),
+  ],
+)
+def test_merges_without_a_state(run, monkeypatch, capsys, flags, sentence):
+  before = sorted(run.rglob('*'))
+  assert merge(monkeypatch, run, '--state', '--name=x', *flags) == 2
+  assert sentence in capsys.readouterr().err
+  assert sorted(run.rglob('*')) == before
+
+
+def test_a_state_that_is_damaged_or_gone_leaves_no_merge(
+  run, tmp_path, monkeypatch, capsys
+):
+  path = tmp_path / 'a'
+  shutil.copytree(run, path, ignore=shutil.ignore_patterns('merged'))
+  train = checkpoint.item(path, 8, 'train')
+  victim = max(train.rglob('d/*'), key=lambda p: p.stat().st_size)
+  content = bytearray(victim.read_bytes())
+  for place in range(200, len(content), 997):
+    content[place] ^= 1
+  victim.write_bytes(content)
+  assert merge(monkeypatch, path, '--state') == 2
+  assert 'Checkpoint' in capsys.readouterr().err
+  shutil.rmtree(train)
+  assert merge(monkeypatch, path, '--state') == 2
+  assert 'has no optimizer state for --state' in capsys.readouterr().err
+  assert not (path / 'merged').exists()
