@@ -190,7 +190,7 @@ def _check_inputs_flags():
   if not _OUT.value:
     raise UserError('--out is missing: the directory of the result.')
   runs = ('run', 'means', 'stored', 'end', 'window', 'every', 'target', 'name')
-  _refuse((*runs, 'state'), 'needs --run; --inputs take --steps')
+  _refuse(('state', *runs), 'needs --run; --inputs take --steps')
 
 
 def _refuse(names, why):
