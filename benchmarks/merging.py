@@ -108,6 +108,8 @@ def main() -> None:
       for what in ('numpy_loop', 'torch_loop'):
         if _installed(what):
           _report(f'load, add, save: {what}', what, tensors, folder, cold, base)
+        else:
+          print(f'  {what} is left out: its libraries are not installed')
     if 'memory' not in _PARTS.value:
       return
     print(f'memory by the number of checkpoints, bound {_MAX_MIB.value} MiB')
