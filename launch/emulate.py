@@ -37,9 +37,11 @@ def main() -> None:
     raise UserError('--shapes is empty; for example --shapes=linear,cosine.')
   from launch.parts import judgement, pictures, show
   from lm.run import Run
+  from merging.engine import artifact
 
-  run = Run(_RUN.value)
   with cli.user_errors():
+    artifact.check_name(_NAME.value)
+    run = Run(_RUN.value)
     real = [judgement.cooldown(run, Run(path)) for path in _AGAINST.value]
     grid = judgement.grid(
       run,

@@ -43,9 +43,11 @@ def main() -> None:
     raise UserError(f'--step={_STEP.value} is not a step.')
   from launch.parts import comparison, judgement, pictures, show
   from lm.run import Run
+  from merging.engine import artifact
 
-  run = Run(_RUN.value)
   with cli.user_errors():
+    artifact.check_name(_NAME.value)
+    run = Run(_RUN.value)
     real = [judgement.cooldown(run, Run(path)) for path in _AGAINST.value]
     found = comparison.compare(
       run,

@@ -24,7 +24,10 @@ def main() -> None:
   if len(_AT.value) < 2:
     raise UserError('--at needs two checkpoints; for example runs/a,runs/b.')
   from lm import checkpoint
+  from merging.engine import artifact
 
+  with cli.user_errors():
+    artifact.check_name(_NAME.value)
   refs = [checkpoint.locate(text) for text in _AT.value]
   for text, ref in zip(_AT.value, refs, strict=True):
     if ref.step is None:

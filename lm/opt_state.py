@@ -14,6 +14,7 @@ mean, its place in a chain counts for nothing. Policies:
   'carry_mu'  as 'keep', and a mean of gradients becomes a mean of gradients of
               another name (MEANS), with its counter.
 
+Counters of no parameter that a branch cannot tell apart start afresh.
 A unit of a new optimizer is taken over whole or not at all: a counter that
 says 1000 beside a moment of zero would be a wrong bias correction.
 """
@@ -163,6 +164,9 @@ def _match(before, after, policy):
       new = [u for u in rest if same(u) == key]
       old = [u for u in units if same(u) == key]
       if old and len(old) != len(new):
+        # Counters alone, as of random masks, may begin anew at a branch.
+        if policy and not any(leaf.param for leaf in new[0].leaves):
+          continue
         raise _ambiguous(old, new)
       # Alike units, as two means of other rates, keep their order.
       for u, v in zip(new, old, strict=False):  # as many, or none

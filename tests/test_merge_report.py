@@ -111,3 +111,15 @@ def test_the_command(run, cooldown, monkeypatch, capsys):
     assert tools.call(monkeypatch, 'merge_report', *wrong) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count('error: ') == 1
+
+
+@pytest.mark.parametrize(
+  'command', ['emulate --run=x', 'merge_report --run=x', 'soup --at=x,y']
+)
+@pytest.mark.parametrize('name', ['../../evil', 'a/b', ''])
+def test_a_name_that_leaves_the_run_is_refused_first(
+  command, name, monkeypatch, capsys
+):
+  wrong = [*command.split(), f'--name={name}']
+  assert tools.call(monkeypatch, *wrong) == 2
+  assert f"name='{name}' must be a plain file name" in capsys.readouterr().err

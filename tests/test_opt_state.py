@@ -198,6 +198,18 @@ def test_what_cannot_be_told_is_refused(old, new, policy, sentence):
     _plan(optax.chain(*old), optax.chain(*new), policy)
 
 
+@pytest.mark.parametrize('policy', ['keep', 'carry_mu'])
+def test_counters_that_cannot_be_told_start_afresh(policy):
+  old, new = (f(LR, AXES, decay='random-matched') for f in (adamw, muon))
+  found = _plan(old, new, policy)
+  lines = [' '.join(line.split()) for line in found.lines]
+  mu = 'kept rest.inner.mu <- inner.mu of blocks/norm, head, table'
+  counters = 'initialised matrices.count', 'initialised rest.count'
+  assert {mu, *counters, 'dropped count'} <= {*lines}
+  with pytest.raises(UserError, match='which is meant cannot be told'):
+    _plan(old, new)
+
+
 # --- runs
 
 

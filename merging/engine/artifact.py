@@ -75,6 +75,14 @@ def provenance(
   }
 
 
+def check_name(name: str) -> None:
+  """Raises ValueError unless `name` is a plain file name."""
+  if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.=+-]*', name):
+    raise ValueError(
+      f"name='{name}' must be a plain file name: letters, digits and _ . = + -."
+    )
+
+
 def write(
   run_dir: Path, name: str, *, sources: Sources, **options: Any
 ) -> pathlib.Path:
@@ -85,10 +93,7 @@ def write(
   Raises:
     ValueError: a name that is not a plain file name.
   """
-  if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.=+-]*', name):
-    raise ValueError(
-      f"name='{name}' must be a plain file name: letters, digits and _ . = + -."
-    )
+  check_name(name)
   out = pathlib.Path(run_dir) / 'merged' / name
   write_at(out, 'params', sources=sources, **options)
   return out
