@@ -6,6 +6,8 @@ r"""Evaluates checkpoints or merges on the validation set of their run.
 The tokens are those of the run's own config: losses of one run are paired.
 """
 
+import shlex
+
 from absl import flags
 
 from launch import cli
@@ -35,7 +37,9 @@ def main() -> None:
   show.table(['checkpoint', 'loss (nats)', '+-', 'bits per byte'], rows)
   print(f'{len(losses)} batches of {run.config.eval.batch_size} sequences; '
         '+- is the standard error over batches.')  # fmt: skip
-  print(f'Next: python -m launch.emulate --run={refs[0].run}')
+  rates = runs[refs[0].run].learning_rates()
+  tool = 'emulate' if rates[len(rates) // 2] == rates[-1] else 'refine'
+  print(f'Next: python -m launch.{tool} --run={shlex.quote(str(refs[0].run))}')
 
 
 if __name__ == '__main__':

@@ -55,7 +55,8 @@ def main() -> None:
     )
   out = pathlib.Path(_OUT.value)
   print(
-    f'Next: python -m launch.import_hf --from={out} --workdir=runs/{out.name}'
+    f'Next: python -m launch.import_hf --from={out} '
+    f'--workdir=runs/{out.name}-imported'
   )
 
 

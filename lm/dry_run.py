@@ -35,6 +35,7 @@ def report(config: ConfigDict) -> None:
     ('memory per device: state', _size(memory.argument_size_in_bytes)),
     ('  parameters', _size(device_bytes(abstract.params))),
     ('  optimizer', _size(device_bytes(abstract.opt_state))),
+    ('  averages', _size(device_bytes((abstract.mean, abstract.averages)))),
     ('memory per device: temporary', _size(memory.temp_size_in_bytes)),
     ('one checkpoint', _size(_bytes(abstract))),
     ('checkpoints of the run', str(_num_checkpoints(config))),

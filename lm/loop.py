@@ -146,7 +146,7 @@ def train(config: ConfigDict, workdir: str) -> str:
     lambda: card.Card(run, config, built.data.fingerprint) if main else None
   )
   processes.check_shared(run / card.LOCK)
-  multipliers = step.multipliers(config) if main else None
+  multipliers = step.multipliers(config)
   keep = config.checkpoint.keep_latest, config.checkpoint.keep_every_steps
   checkpoints = checkpoint.Checkpoints(run, *keep)
   with jax.set_mesh(built.mesh), _Preemption() as preemption:

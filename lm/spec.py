@@ -7,7 +7,6 @@ the knobs of the config: float knobs are traced, all others are static.
 
 import importlib
 import inspect
-import pathlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,11 +17,16 @@ from lm.errors import UserError, did_you_mean
 
 _STATIC = (bool, int, str, tuple)
 
+# What a run gives by position; all other parameters are knobs.
+_GIVEN = {
+  'optimizers': ('learning_rate', 'axes', 'peak'),
+  'schedules': ('num_steps',),
+}
+
 
 def names(package: str) -> list[str]:
   """Returns the components of a folder: its modules, not its subpackages."""
-  path = pathlib.Path(__file__).parents[1].joinpath(*package.split('.'))
-  found = pkgutil.iter_modules([str(path)])
+  found = pkgutil.iter_modules(importlib.import_module(package).__path__)
   return sorted(m.name for m in found if not m.ispkg)
 
 
@@ -41,7 +45,15 @@ def knobs(package: str, name: str) -> dict[str, Any]:
   """Returns the keyword-only parameters of a component with their defaults."""
   found = {}
   signature = inspect.signature(get(package, name), eval_str=True)
-  for p in signature.parameters.values():
+  parameters = list(signature.parameters.values())
+  by_position = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+  for i, p in enumerate(by_position if package in _GIVEN else ()):
+    if p.name not in _GIVEN[package][i : i + 1]:
+      raise UserError(
+        f"{package}/{name}.py: '{p.name}' must stand behind a `*`; by position "
+        f'a run gives {", ".join(_GIVEN[package])}.'
+      )
+  for p in parameters:
     if p.kind is not p.KEYWORD_ONLY:
       continue
     value = float(p.default) if p.annotation is float else p.default

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from lm import averages, diagnostics, follow, loss, norms, qk_clip, spec
 from lm import state as state_lib
+from lm.errors import UserError
 from lm.model import Model
 from lm.state import TrainState
 
@@ -41,11 +42,32 @@ def multiplier(config: ConfigDict, step: Any, traced: dict[str, Any]) -> Any:
 
 
 def multipliers(config: ConfigDict) -> np.ndarray:
-  """Returns the multiplier of every update, float64 (num_steps,)."""
+  """Returns the multiplier of every update, float64 (num_steps,).
+
+  Raises:
+    UserError: a schedule that is not traceable, or leaves [0, 1].
+  """
   traced = floats(config)['schedule']
-  steps = np.arange(config.num_steps, dtype=np.int32)
   one = lambda s: multiplier(config, s, traced)
-  return np.asarray(jax.jit(jax.vmap(one))(steps), np.float64)
+  return values(one, config.num_steps, config.schedule.name)
+
+
+def values(schedule: Callable[..., Any], num_steps: int, name: str) -> Any:
+  """Returns schedule(0), ..., schedule(num_steps - 1), checked, float64."""
+  steps = np.arange(num_steps, dtype=np.int32)
+  try:
+    found = np.asarray(jax.jit(jax.vmap(schedule))(steps), np.float64)
+  except jax.errors.ConcretizationTypeError as e:
+    raise UserError(
+      f'schedules/{name}.py: the step is traced; write jnp.where, not if.'
+    ) from e
+  bad = np.flatnonzero(~((found >= 0) & (found <= 1 + 1e-6)))
+  if bad.size:
+    raise UserError(
+      f'schedules/{name}.py: the multiplier at step {bad[0]} is '
+      f'{found[bad[0]]:g}; legal: 0 to 1, as the peak is the largest rate.'
+    )
+  return found
 
 
 def knobs(

@@ -9,6 +9,7 @@ import sys
 import pytest
 from absl import flags
 
+import optimizers
 from launch import cli, train
 from lm import run as run_lib
 from tests import helpers
@@ -146,15 +147,13 @@ def zz_test_descent(
 
 
 @pytest.fixture
-def new_optimizer():
-  """A file dropped into optimizers/, gone again whatever happens."""
-  path = helpers.ROOT / 'optimizers' / 'zz_test_descent.py'
-  path.write_text(NEW)
-  try:
-    yield path.stem
-  finally:
-    path.unlink()
-    sys.modules.pop(f'optimizers.{path.stem}', None)
+def new_optimizer(tmp_path_factory, monkeypatch):
+  """A file beside those of optimizers/; other processes do not see it."""
+  folder = tmp_path_factory.mktemp('optimizers')
+  (folder / 'zz_test_descent.py').write_text(NEW)
+  path = [*optimizers.__path__, str(folder)]
+  monkeypatch.setattr(optimizers, '__path__', path)
+  return 'zz_test_descent'
 
 
 def test_a_new_file_is_a_new_optimizer(

@@ -3,11 +3,13 @@
 import importlib
 import json
 import pathlib
+import re
 
 import jax
 import pytest
 from ml_collections import ConfigDict
 
+import optimizers
 from configs import base, resolved, sizes
 from lm import card, loop, spec
 from lm.errors import UserError
@@ -22,18 +24,16 @@ CONFIGS = sorted(
 
 @pytest.fixture
 def component(tmp_path, monkeypatch):
-  """Writes a component file into `optimizers/` for one test."""
-  written = []
+  """Writes a component file, beside those of `optimizers/`, for one test."""
+  monkeypatch.setattr(
+    optimizers, '__path__', [*optimizers.__path__, str(tmp_path)]
+  )
 
   def write(name, text):
-    path = ROOT / 'optimizers' / f'{name}.py'
-    path.write_text(text)
-    written.append(path)
+    (tmp_path / f'{name}.py').write_text(text)
     importlib.invalidate_caches()
 
-  yield write
-  for path in written:
-    path.unlink()
+  return write
 
 
 def test_names_are_the_modules_and_not_the_subpackages():
@@ -81,6 +81,21 @@ def test_a_component_with_a_bad_default_is_named(component):
   component('zz_worse', 'def other():\n  pass\n')
   with pytest.raises(UserError, match=r"defines no function 'zz_worse'"):
     spec.spec('optimizers', 'zz_worse')
+
+
+@pytest.mark.parametrize(
+  'signature, sentence',
+  [
+    ('learning_rate, momentum=0.9', "'momentum' must stand behind a `*`"),
+    ('learning_rate, peak=None, axes=None', "'peak' must stand behind"),
+    ('lr, axes', "'lr' must stand behind a `*`; by position a run gives learn"),
+  ],
+)
+def test_a_knob_among_the_positions_is_named(component, signature, sentence):
+  name = f'zz_{abs(hash(signature))}'
+  component(name, f'def {name}({signature}):\n  pass\n')
+  with pytest.raises(UserError, match=re.escape(sentence)):
+    spec.spec('optimizers', name)
 
 
 def test_parse():

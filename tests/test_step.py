@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from lm import loop, model, norms, step
+from lm.errors import UserError
 from tests import helpers
 
 
@@ -131,3 +132,16 @@ def _losses(config, sharded=False):
     shards = [x.sharding.num_devices for x in jax.tree.leaves(state.params)]
     assert min(shards) == 8
   return losses
+
+
+@pytest.mark.parametrize(
+  ('schedule', 'sentence'),
+  [
+    (lambda s: 2.0 if s < 2 else 1.0, 'the step is traced; write jnp.where'),
+    (lambda s: jnp.where(s < 3, 1.0, 2.0), 'at step 3 is 2; legal: 0 to 1'),
+    (lambda s: s / 0, 'at step 0 is nan'),
+  ],
+)
+def test_a_schedule_that_is_none_is_one_sentence(schedule, sentence):
+  with pytest.raises(UserError, match=sentence):
+    step.values(schedule, 5, 'mine')

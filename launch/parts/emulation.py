@@ -251,7 +251,7 @@ def check_constant(run: Run, rates: np.ndarray) -> None:
     f'the learning rate of {run.path} varied in this window, from '
     f'{rates.max():.3e} to {rates.min():.3e}, so these coefficients would not '
     'emulate this decay; choose a window where it is constant, or '
-    '--method=from_run, which divides by what was used.'
+    'launch.merge --method=from_run, which divides by what was used.'
   )
 
 
