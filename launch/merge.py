@@ -145,7 +145,7 @@ def _merge_run(options) -> None:
     _print(about, run.config.batch_size * run.config.seq_len)
   name = _NAME.value or _default_name(method, plan.about)
   out = run.path / 'merged' / name
-  if _done(out, about):
+  if _done(out, about, ('params', 'state')[: 1 + bool(plan.state)]):
     return
   emulation.write(run, name, plan, about, options)
   print(f'wrote {out}/params and {out}/merge.json')
@@ -173,7 +173,7 @@ def _merge_inputs(options) -> None:
     **options,
   )
   _print(about)
-  if _done(out, about):
+  if _done(out, about, (found.item,)):
     return
   artifact.write_at(
     out,
@@ -199,7 +199,13 @@ def _refuse(names, why):
       raise UserError(f'--{name} {why}.')
 
 
-def _done(out, about) -> bool:
+def _done(out, about, items) -> bool:
+  gone = [i for i in items if not (out / i).exists()]
+  if gone and (out / 'merge.json').is_file():
+    raise UserError(
+      f"'{out}' is incomplete: it has merge.json and no {gone[0]}; remove it "
+      'and merge again.'
+    )
   if _same(out / 'merge.json', about):
     print(f'{out} is this very merge already.')
     return True
@@ -216,7 +222,7 @@ def _same(path: pathlib.Path, about) -> bool:
     return False
   old = log.read_json(path)
   fields = ('method', 'sources', 'accumulate', 'dtype')
-  return all(old[f] == about[f] for f in fields)
+  return all(old.get(f) == about[f] for f in fields)
 
 
 def _print(about, tokens=0) -> None:

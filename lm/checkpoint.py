@@ -52,7 +52,8 @@ def locate(text: str) -> Ref:
     run.parent.name == 'merged' and not (run / 'config.json').is_file()
   ):
     if at or not (run / 'params').is_dir():
-      legal = ', '.join(sorted(p.name for p in run.parent.glob('*'))) or 'none'
+      found = sorted(p.parent.name for p in run.parent.glob('*/params'))
+      legal = ', '.join(found) or 'none'
       raise UserError(f"'{text}' is not a merge; merges of this run: {legal}.")
     return Ref(run.parents[1], None, run / 'params')
   saved = steps(run)
@@ -214,9 +215,13 @@ class Checkpoints:
     Raises:
       UserError: there are checkpoints, but all of them are damaged.
     """
-    saved = steps(self.run)
-    processes.check_alike('The newest checkpoint', str(saved[-1:]))
-    damaged = []
+    saved, bare = steps(self.run), self._bare()
+    newest = [*saved[-1:], *bare]
+    processes.check_alike('The newest checkpoint', str(newest))
+    damaged = [
+      (step, Damaged(f'Checkpoint {self.run}@{step} has no params.'))
+      for step in bare
+    ]
     for step in reversed(saved):
       try:
         state = read(step)
@@ -226,7 +231,7 @@ class Checkpoints:
       for bad, e in damaged:  # only now: something intact is left
         print(f'warning: {e} It is set aside in {self._set_aside(bad)}.')
       return state
-    if saved:
+    if damaged:
       raise UserError(
         f'All checkpoints of {self.run} are damaged. {damaged[0][1]}'
       )
@@ -235,6 +240,11 @@ class Checkpoints:
         f'{self.run} has damaged checkpoints and no other; use a new --workdir.'
       )
     return None
+
+  def _bare(self) -> list[int]:
+    """Returns steps without params, which Orbax counts as saved."""
+    found = self._manager.all_steps()
+    return sorted(s for s in found if not item(self.run, s, 'params').is_dir())
 
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a damaged checkpoint away, so that its step can be saved anew."""
@@ -360,10 +370,13 @@ def abstract_item(path: pathlib.Path) -> Any:
   """
   try:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as c:
-      metadata = c.metadata(path.absolute()).item_metadata.tree
+      found = c.metadata(path.absolute()).item_metadata
+    if found is None:
+      raise ValueError('its metadata is damaged')
   except Exception as e:  # Orbax raises whatever broke
     raise Damaged(f"'{path}' is not a readable checkpoint: {e}.") from e
   place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.tree.map(
-    lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place), metadata
+    lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=place),
+    found.tree,
   )

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm import log
 from lm.errors import UserError, did_you_mean
 
 
@@ -161,10 +162,12 @@ def _read_one(text: str) -> Log:
   path = pathlib.Path(text)
   if not path.exists():
     raise UserError(f"'{text}' does not exist; legal: a run or a log file.")
-  config, meta = (
-    json.loads(p.read_text()) if p.is_file() else {}
-    for p in (path / 'config.json', path / 'meta.json')
-  )
+  config, meta = {}, {}
+  if (path / 'metrics.jsonl').is_file():  # others have a config.json, too
+    if (path / 'config.json').is_file():
+      config = log.read_config(path)
+    if (path / 'meta.json').is_file():
+      meta = log.read_json(path / 'meta.json')
   try:
     tags = _tags(path)
   except (OSError, ValueError, TypeError, KeyError) as e:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 import time
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,11 @@ def read_multipliers(run: pathlib.Path) -> np.ndarray | None:
   path = run / 'schedules' / 'multiplier.npz'
   if not path.is_file():
     return None
-  with np.load(path, allow_pickle=False) as stored:
-    return stored['multiplier']
+  try:
+    with np.load(path, allow_pickle=False) as stored:
+      return stored['multiplier']
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+    raise UserError(f"'{path}' has no readable multipliers: {e}.") from e
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -55,6 +59,38 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise UserError(f"'{path}' is not a JSON object.")
   return value
+
+
+# What the tools read of a stored config, and its type in JSON.
+_FIELDS = {
+  **dict.fromkeys(('num_steps', 'batch_size', 'seq_len'), int),
+  'learning_rate': (int, float),
+  **dict.fromkeys(('optimizer.name', 'schedule.name', 'branch'), str),
+  **dict.fromkeys(('model', 'data'), dict),
+  **dict.fromkeys(('eval.batch_size', 'checkpoint.every_steps'), int),
+  'checkpoint.mean': bool,
+}
+
+
+def read_config(run: pathlib.Path) -> dict[str, Any]:
+  """Reads the config.json of a run of any age.
+
+  Raises:
+    UserError: it is not readable, or a field that every run has is missing or
+      of another type.
+  """
+  path = run / 'config.json'
+  config = read_json(path)
+  for field, kind in _FIELDS.items():
+    value = config
+    for key in field.split('.'):
+      value = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(value, kind) or (value is True and kind is not bool):
+      what = 'is missing' if value is None else f'cannot be {value!r}'
+      raise UserError(
+        f"'{path}' is not the config.json of a run: {field} {what}."
+      )
+  return config
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:

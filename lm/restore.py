@@ -84,7 +84,7 @@ def branch_step(config: ConfigDict, run: pathlib.Path) -> int:
   if not config.branch:
     return 0
   stored = run / 'config.json'
-  begun = log.read_json(stored)['branch'] if stored.is_file() else ''
+  begun = log.read_config(run)['branch'] if stored.is_file() else ''
   if begun and config.branch in (begun, begun.rpartition('@')[0]):
     config.branch = begun
     if checkpoint.steps(run):
@@ -105,7 +105,7 @@ def branch_step(config: ConfigDict, run: pathlib.Path) -> int:
     raise UserError(
       f'branch at step {step} is not before num_steps={config.num_steps}.'
     )
-  parent = log.read_json(ref.run / 'config.json')
+  parent = log.read_config(ref.run)
   old, new = parent['optimizer']['name'], config.optimizer.name
   if old != new and not config.branch_state:
     raise UserError(

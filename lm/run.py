@@ -39,10 +39,7 @@ class Run:
 
   @functools.cached_property
   def config(self) -> ConfigDict:
-    config = ConfigDict(log.read_json(self.path / 'config.json')).lock()
-    if 'optimizer' not in config or 'num_steps' not in config:
-      raise UserError(f"'{self.path}/config.json' is not the config of a run.")
-    return config
+    return ConfigDict(log.read_config(self.path)).lock()
 
   @property
   def meta(self) -> dict[str, Any]:

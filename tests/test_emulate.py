@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from launch import cli
+from launch import cli, merge
 from launch.parts import emulation, judgement, pictures, show
 from lm import checkpoint, loop, verify
 from lm import run as run_lib
@@ -119,6 +119,23 @@ def test_a_damaged_source_leaves_no_merge(run, tmp_path):
       before_commit=lambda _: verifier.check(),
     )  # fmt: skip
   assert not list(path.glob('merged/*'))
+
+
+def test_a_merge_without_its_params_is_not_done(tmp_path, capsys):
+  about = dict.fromkeys(('method', 'sources', 'accumulate', 'dtype'), 'x')
+  out = tmp_path / 'merged' / 'm'
+  (out / 'params').mkdir(parents=True)
+  (out / 'merge.json').write_text(json.dumps(about))
+  assert merge._done(out, about, ('params',))
+  assert 'is this very merge' in capsys.readouterr().out
+  (out / 'merge.json').write_text('{}')
+  assert not merge._same(out / 'merge.json', about)
+  (out.parent / 'stray').mkdir()
+  with pytest.raises(UserError, match='merges of this run: m.$'):
+    checkpoint.locate(str(out.parent / 'stray'))
+  (out / 'params').rmdir()
+  with pytest.raises(UserError, match='has merge.json and no params; remove'):
+    merge._done(out, about, ('params',))
 
 
 def test_verifier_accepts_what_was_saved_in_any_blocks(run):

@@ -11,6 +11,7 @@ from tensorboard.util import tensor_util
 
 from lm import foreign_logs
 from lm.errors import UserError
+from tests import helpers
 
 STEPS = np.arange(0, 100, 10)
 LOSS = np.round(5 / (1 + STEPS / 50), 6)
@@ -156,7 +157,7 @@ def test_a_stage_is_joined_to_its_parent(tmp_path):
 def _ours(folder, name, num_steps, rows, branch=''):
   run = folder / name
   run.mkdir()
-  config = {'num_steps': num_steps, 'branch': branch}
+  config = helpers.config(num_steps=num_steps, branch=branch).to_dict()
   (run / 'config.json').write_text(json.dumps(config))
   lines = [json.dumps({'step': s, 'optim/lr': v}) for s, v in rows]
   (run / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')

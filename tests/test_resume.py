@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from lm import checkpoint, loop
+from lm import checkpoint, foreign_logs, log, loop
 from lm import run as run_lib
 from lm.errors import UserError
 from tests import helpers
@@ -73,6 +74,71 @@ def test_all_damaged_is_an_error_and_not_a_new_run(whole, tmp_path):
     saved.write_text('{')
   with pytest.raises(UserError, match='All checkpoints of .* are damaged'):
     loop.train(helpers.config(), path)
+
+
+def test_a_checkpoint_without_params_is_written_again(whole, tmp_path, capsys):
+  path = tmp_path / 'a'
+  shutil.copytree(whole, path)
+  shutil.rmtree(checkpoint.item(path, 12, 'params'))
+  assert loop.train(helpers.config(), path) == 'done'
+  assert '@12 has no params. It is set aside' in capsys.readouterr().out
+  assert (path / 'damaged' / '12').is_dir()
+  helpers.assert_same_run(whole, path)
+
+
+def test_only_checkpoints_without_params_are_no_new_run(whole, tmp_path):
+  path = tmp_path / 'a'
+  shutil.copytree(whole, path)
+  for params in path.glob('checkpoints/*/params'):
+    shutil.rmtree(params)
+  with pytest.raises(UserError, match='All checkpoints of .* are damaged'):
+    loop.train(helpers.config(), path)
+
+
+def test_missing_metadata_is_named(whole, tmp_path, monkeypatch):
+  class Handle:
+    __enter__ = lambda self: self
+    __exit__ = lambda *_: None
+    metadata = lambda *_: types.SimpleNamespace(item_metadata=None)
+
+  monkeypatch.setattr(checkpoint.ocp, 'Checkpointer', lambda _: Handle())
+  with pytest.raises(checkpoint.Damaged, match='its metadata is damaged'):
+    checkpoint.abstract_item(checkpoint.item(whole, 12, 'params'))
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'sentence'),
+  [
+    ('num_steps', 'x', "num_steps cannot be 'x'"),
+    ('batch_size', True, 'batch_size cannot be True'),
+    ('optimizer', 'adamw', 'optimizer.name is missing'),
+    ('schedule', {}, 'schedule.name is missing'),
+    ('model', [], r'model cannot be \[\]'),
+  ],
+)
+def test_an_edited_config_is_one_sentence(
+  whole, tmp_path, field, value, sentence
+):
+  config = {**log.read_json(whole / 'config.json'), field: value}
+  log.write_json(tmp_path / 'config.json', config)
+  with pytest.raises(UserError, match=f'config.json of a run: {sentence}'):
+    run_lib.Run(tmp_path).config  # noqa: B018
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 0, "loss": 1}\n')
+  with pytest.raises(UserError, match=sentence):
+    foreign_logs.read(str(tmp_path))
+
+
+def test_cut_files_of_a_run_are_one_sentence(whole, tmp_path):
+  path = tmp_path / 'a'
+  shutil.copytree(whole, path)
+  for name, read in (
+    ('schedules/multiplier.npz', lambda: run_lib.Run(path).schedule()),
+    ('meta.json', lambda: foreign_logs.read(str(path))),
+    ('config.json', lambda: foreign_logs.read(str(path))),
+  ):
+    (path / name).write_bytes((path / name).read_bytes()[:40])
+    with pytest.raises(UserError, match=name):
+      read()
 
 
 def test_fingerprint_sees_bits_swaps_and_not_sharding():
