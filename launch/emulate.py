@@ -11,6 +11,7 @@ RUN/plots/NAME.png and NAME.json.
 """
 
 import json
+import shlex
 
 from absl import flags
 
@@ -64,8 +65,8 @@ def main() -> None:
   out.with_suffix('.json').write_text(json.dumps(numbers, indent=2) + '\n')
   print(f'wrote {out} and {out.with_suffix(".json")}')
   print(
-    f'Next: python -m launch.merge --run={run.path} --end={focus[0][0]} '
-    f'--window={focus[0][1]} --means'
+    f'Next: python -m launch.merge --run={shlex.quote(str(run.path))} '
+    f'--end={focus[0][0]} --window={focus[0][1]} --means'
   )
 
 

@@ -8,6 +8,7 @@ for models of bytes the files of a tokenizer. launch.import_hf is the way back.
 """
 
 import pathlib
+import shlex
 
 from absl import flags
 
@@ -54,10 +55,8 @@ def main() -> None:
       "data.source='bin' says nothing of a tokenizer: copy its files there."
     )
   out = pathlib.Path(_OUT.value)
-  print(
-    f'Next: python -m launch.import_hf --from={out} '
-    f'--workdir=runs/{out.name}-imported'
-  )
+  given = f'--from={out}', f'--workdir=runs/{out.name}-imported'
+  print(f'Next: {shlex.join(["python", "-m", "launch.import_hf", *given])}')
 
 
 if __name__ == '__main__':

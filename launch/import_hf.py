@@ -9,6 +9,7 @@ checkpoint 0, which launch.evaluate, merge, generate and --config.init read.
 """
 
 import pathlib
+import shlex
 
 from absl import flags
 
@@ -42,10 +43,10 @@ def main() -> None:
     _write(run, config, params)
   number = sum(x.size for x in tensors.values())
   print(f'wrote {_WORKDIR.value}: {number:,} parameters of {folder}')
-  print(
-    f'Next: python -m launch.train --config={_WORKDIR.value}/config.json '
-    f'--config.init={_WORKDIR.value} --workdir={_WORKDIR.value}-tuned'
-  )
+  out = _WORKDIR.value
+  given = f'--config={out}/config.json', f'--config.init={out}'
+  command = ['python', '-m', 'launch.train', *given, f'--workdir={out}-tuned']
+  print(f'Next: {shlex.join(command)}')
 
 
 def _config(theirs):

@@ -19,6 +19,7 @@ folder that holds their steps; the result has their format.
 
 import pathlib
 import re
+import shlex
 
 from absl import flags
 
@@ -149,7 +150,8 @@ def _merge_run(options) -> None:
     return
   emulation.write(run, name, plan, about, options)
   print(f'wrote {out}/params and {out}/merge.json')
-  print(f'Next: python -m launch.evaluate --at={run.path},{out}')
+  at = shlex.quote(f'{run.path},{out}')
+  print(f'Next: python -m launch.evaluate --at={at}')
 
 
 def _merge_inputs(options) -> None:

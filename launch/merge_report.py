@@ -13,6 +13,7 @@ RUN/plots/NAME.{md,json,png}. The surface over end steps is launch.emulate's.
 """
 
 import json
+import shlex
 
 from absl import flags
 
@@ -67,7 +68,7 @@ def main() -> None:
   markdown.write_text(comparison.markdown(run, found))
   numbers.write_text(json.dumps(comparison.as_json(found), indent=2) + '\n')
   print(f'wrote {markdown}, {numbers} and {out}')
-  print(f'Next: python -m launch.emulate --run={run.path}')
+  print(f'Next: python -m launch.emulate --run={shlex.quote(str(run.path))}')
 
 
 if __name__ == '__main__':

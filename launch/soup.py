@@ -8,6 +8,8 @@ reported; each stays if the mean is no worse. Both sets are those of the first
 run. Writes RUN/merged/NAME of the first run.
 """
 
+import shlex
+
 from absl import flags
 
 from launch import cli
@@ -70,7 +72,8 @@ def _soup(run, refs) -> None:
     return
   out = _write(run, refs, chosen, losses, options)
   print(f'wrote {out}/params and {out}/merge.json')
-  print(f'Next: python -m launch.evaluate --at={_AT.value[chosen[0]]},{out}')
+  at = shlex.quote(f'{_AT.value[chosen[0]]},{out}')
+  print(f'Next: python -m launch.evaluate --at={at}')
 
 
 def _print(run, tried, losses, reported, soup) -> None:

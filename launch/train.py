@@ -35,6 +35,10 @@ _CODES = {'done': 0, 'diverged': 1, 'preempted': 143}
 def main() -> int:
   if not _WORKDIR.value and not _DRY_RUN.value:
     raise UserError('--workdir is missing; for example --workdir=runs/a.')
+  if ',' in _WORKDIR.value:
+    raise UserError(
+      f"--workdir='{_WORKDIR.value}' must have no comma: it separates runs."
+    )
   from lm import mesh  # jax is imported here, so that --help is fast
 
   mesh.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

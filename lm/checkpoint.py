@@ -45,7 +45,8 @@ class Ref(NamedTuple):
 def locate(text: str) -> Ref:
   """Finds 'RUN@STEP', 'RUN' (its newest checkpoint) or 'RUN/merged/NAME'."""
   path, _, at = text.rpartition('@') if '@' in text else (text, '', '')
-  if not at.isdecimal():
+  whole = (pathlib.Path(text) / 'checkpoints').is_dir()  # '@' in its name
+  if whole or not at.isdecimal():
     path, at = text, ''
   run = pathlib.Path(path)
   if (run / 'merge.json').is_file() or (

@@ -75,6 +75,7 @@ def _train(*args, monkeypatch):
     (['--config.model.num_kv_heads=3'], 'num_kv_heads'),
     (['--num_processes=2'], 'need a --coordinator'),
     (['--coordinator=localhost:1'], '--num_processes >= 1'),
+    (['--workdir={tmp}/a,b'], "a,b' must have no comma"),
     (['--workdir={tmp}/empty.py'], 'empty.py'),
     (['--workdir={tmp}/empty.py/below'], 'empty.py'),
   ],

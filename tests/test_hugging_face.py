@@ -4,6 +4,7 @@ The tests against transformers need requirements-oracle.txt and `-m oracle`.
 """
 
 import json
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -146,20 +147,22 @@ def test_the_characters_of_bytes():
 
 @pytest.fixture
 def run(tmp_path):
-  """Two checkpoints, as a run at constant learning rate would leave them."""
+  """Two checkpoints at a constant learning rate, in a folder with a space."""
+  path = tmp_path / 'a run'
+  path.mkdir()
   config, params = _build('plain')
   constant = helpers.config('schedule=constant').schedule
   with config.unlocked():
     config.schedule = constant
-  log.write_json(tmp_path / 'config.json', card.as_dict(config))
-  checkpoints = checkpoint.Checkpoints(tmp_path)
+  log.write_json(path / 'config.json', card.as_dict(config))
+  checkpoints = checkpoint.Checkpoints(path)
   zero = jnp.zeros((), jnp.int32)
   for step in (4, 8):
     scaled = jax.tree.map(lambda x: jnp.asarray(x / step), params)  # noqa: B023
     full = state.TrainState(zero, scaled, (), (), zero, zero)
     checkpoints.save(full, step, {'step': step, 'mean_start': 0})
   checkpoints.close()
-  return tmp_path
+  return path
 
 
 def _import(monkeypatch, out, workdir):
@@ -168,16 +171,24 @@ def _import(monkeypatch, out, workdir):
   )
 
 
+def _next(capsys):
+  """The words of the command that was printed last, as a shell reads it."""
+  return shlex.split(capsys.readouterr().out.rpartition('Next: ')[2])
+
+
 def test_the_commands(run, tmp_path, monkeypatch, capsys):
   """A checkpoint and a merge: exported, imported, the same bits."""
   merge = f'--run={run}', '--steps=4,8', '--method=uniform', '--name=m'
   assert tools.call(monkeypatch, 'merge', *merge) == 0
+  assert _next(capsys)[-1] == f'--at={run},{run}/merged/m'
   found = Run(run)
   for at, ours in (('@4', found.params(4)), ('/merged/m', found.params('m'))):
-    out, back = tmp_path / f'out{at[1:3]}', tmp_path / f'back{at[1:3]}'
+    out, back = tmp_path / f'out {at[1:3]}', tmp_path / f'back {at[1:3]}'
     place = f'--at={run}{at}', f'--out={out}'
     assert tools.call(monkeypatch, 'export', *place) == 0
+    assert _next(capsys)[3] == f'--from={out}'
     assert _import(monkeypatch, out, back) == 0
+    assert _next(capsys)[-1] == f'--workdir={back}-tuned'
     again = Run(back)
     theirs, ours = helpers.flat(again.params()), helpers.flat(ours)
     for name in ours:
@@ -189,7 +200,7 @@ def test_the_commands(run, tmp_path, monkeypatch, capsys):
   place = f'--at={run}@5', f'--out={out}-x'
   assert tools.call(monkeypatch, 'export', *place) == 2
   assert 'has the steps 4, 8' in capsys.readouterr().err
-  assert _import(monkeypatch, tmp_path, tmp_path / 'x') == 2
+  assert _import(monkeypatch, run, tmp_path / 'x') == 2
   assert 'has no model.safetensors' in capsys.readouterr().err
   assert _import(monkeypatch, tmp_path / 'none', tmp_path / 'x') == 2
   assert 'no directory with config.json' in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Greedy soups: the choice, and the command on real runs."""
 
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -31,10 +32,10 @@ def test_the_choice_on_a_quadratic():
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
   """A run and its copy: the mean of their equal ends is no worse."""
-  folder = tmp_path_factory.mktemp('runs')
+  folder = tmp_path_factory.mktemp('my runs')
   config = helpers.config('schedule=constant', eval__every_steps=0)
   loop.train(config, folder / '0')
-  shutil.copytree(folder / '0', folder / '1')
+  shutil.copytree(folder / '0', folder / 'b@2')  # a name, not a step
   return folder
 
 
@@ -47,11 +48,15 @@ def test_the_two_validation_sets_are_disjoint(runs):
 
 
 def test_the_command(runs, monkeypatch, capsys):
-  a, b = runs / '0', runs / '1'
+  a, b = runs / '0', runs / 'b@2'
   at = f'--at={a}@8,{a}@12,{b}'
   assert tools.call(monkeypatch, 'soup', at) == 0
   text = capsys.readouterr().out
   assert 'Gain of the soup over the best single checkpoint' in text
+  words = lambda text: shlex.split(text.rpartition('Next: ')[2])
+  assert words(text)[-1].endswith(f',{a}/merged/soup')
+  assert tools.call(monkeypatch, 'evaluate', f'--at={b}') == 0
+  assert words(capsys.readouterr().out)[-1] == f'--run={b}'
   about = json.loads((a / 'merged/soup/merge.json').read_text())
   assert about['method']['name'] == 'greedy'
   rows = about['sources']

@@ -1,6 +1,7 @@
 """How a run goes on to a longer horizon (not a command)."""
 
 import pathlib
+import shlex
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,7 +163,7 @@ class _Commands:
 def _train(config: str, workdir: pathlib.Path, fields: dict[str, Any]) -> str:
   flags = [f'--config={config}', f'--workdir={workdir}']
   flags += [f'--config.{k}={v}' for k, v in fields.items()]
-  return ' '.join(['python -m launch.train', *flags])
+  return shlex.join(['python', '-m', 'launch.train', *flags])
 
 
 def another(found: Log, text: str, num_steps: int) -> str:
