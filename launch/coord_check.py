@@ -71,8 +71,11 @@ def main() -> None:
 
 
 def _widths() -> list[int]:
-  widths = cli.integers('widths', _WIDTHS.value)
-  if len(set(widths)) < 2 or min(widths) < 1:
+  for text in _WIDTHS.value:
+    if not text.strip().isdecimal() or int(text) < 1:
+      raise UserError(f"--widths: '{text}' is not a width.")
+  widths = [int(text) for text in _WIDTHS.value]
+  if len(set(widths)) < 2:
     raise UserError(
       f'--widths={",".join(_WIDTHS.value)} must be two or more different '
       'positive numbers.'

@@ -56,7 +56,9 @@ def _config(theirs):
   config = base.get_config()
   with config.unlocked():
     config.model.update(hugging_face.from_config(theirs))
-  config.seq_len = min(theirs.get('max_position_embeddings', _MOST), _MOST)
+  most = theirs.get('max_position_embeddings', _MOST)
+  hugging_face.check_size('max_position_embeddings', most)
+  config.seq_len = min(most, _MOST)
   return config
 
 

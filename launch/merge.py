@@ -82,6 +82,8 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'print the plan, merge nothing')
 def main() -> None:
   if not _RUN.value and not _INPUTS.value:
     raise UserError('--run is missing; for example --run=runs/a.')
+  if _RUN.value and _INPUTS.value:
+    raise UserError('--run and --inputs exclude each other.')
   if _STEPS.value and (_MEANS.value or _WINDOW.value or _END.value != -1):
     raise UserError('--steps excludes --means, --window and --end.')
   if _END.value < -1:

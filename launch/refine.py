@@ -10,6 +10,7 @@ Norms of every step -> median filter -> weights norm^-power -> multipliers
 it. Refinement has lost as well as won against a linear decay.
 """
 
+import math
 import pathlib
 
 from absl import flags
@@ -42,11 +43,16 @@ _OUT = flags.DEFINE_string(
 def main() -> None:
   if not _RUN.value:
     raise UserError('--run is missing; for example --run=runs/a.')
+  power = _POWER.value
+  if not (math.isfinite(power) and (power >= 0 or power == -1)):
+    raise UserError(f'--power={power} must be -1 or a finite number >= 0.')
+  if _SEEDS.value < 1:
+    raise UserError(f'--seeds={_SEEDS.value} must be at least 1.')
   from launch.parts import refinement, schedule_pictures, show
   from lm import foreign_logs
 
   found = foreign_logs.read(_RUN.value)
-  choice = refinement.choose(found, _NORM.value, _POWER.value, _TAG.value)
+  choice = refinement.choose(found, _NORM.value, power, _TAG.value)
   print(choice.why)
   with cli.user_errors():
     result = refinement.refine(

@@ -5,6 +5,7 @@ that a kernel is only transposed: ours are (inputs, outputs), torch's (outputs,
 inputs), and heads are flattened, head by head.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -126,6 +127,9 @@ def from_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
     )
   # One of three places, by the version of transformers.
   rope = {'rope_theta': t['rope_theta'], 'rope_type': 'default'}
+  for name in ('rope_scaling', 'rope_parameters'):
+    if not isinstance(t[name] or {}, Mapping):
+      raise UserError(f'config.json: {name}={t[name]!r} must be an object.')
   rope |= (t['rope_scaling'] or {}) | (t['rope_parameters'] or {})
   t |= rope | {'rope_type': rope.pop('type', rope['rope_type'])}
   for name, value in _WITHOUT.items():
@@ -137,13 +141,37 @@ def from_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
     t['num_key_value_heads'] = (
       t['num_key_value_heads'] or t[_SIZES['num_heads']]
     )
+    for name in ('hidden_size', 'num_attention_heads'):
+      check_size(name, t[name])
     narrow = t['hidden_size'] // t['num_attention_heads']
     t['head_dim'] = t['head_dim'] or (128 if kind == 'qwen3' else narrow)
     model = {ours: t[name] for ours, name in {**_SIZES, **_OTHER}.items()}
   except KeyError as e:
     raise UserError(f'config.json has no field {e}.') from e
-  model['rope_theta'] = float(model['rope_theta'])
+  for name in _SIZES.values():
+    check_size(name, t[name])
+  for ours, name in _OTHER.items():
+    if ours == 'tie_embeddings':
+      if not isinstance(t[name], bool):
+        raise UserError(f'config.json: {name}={t[name]!r} must be a bool.')
+    else:
+      model[ours] = _positive(name, t[name])
   return {**model, 'qk_norm': kind == 'qwen3'}
+
+
+def check_size(name: str, value: Any) -> None:
+  """Raises UserError unless a field of config.json is an int >= 1."""
+  if type(value) is not int or value < 1:
+    raise UserError(f'config.json: {name}={value!r} must be an integer >= 1.')
+
+
+def _positive(name, value):
+  number = type(value) in (int, float) and math.isfinite(value)
+  if not number or value <= 0:
+    raise UserError(
+      f'config.json: {name}={value!r} must be a finite number > 0.'
+    )
+  return float(value)
 
 
 def to_tensors(params: Any, *, dtype: str = 'float32') -> dict[str, np.ndarray]:

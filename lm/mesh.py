@@ -183,7 +183,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def check_batch(mesh: Mesh, name: str, size: int, accum: int = 1) -> None:
   """Refuses a batch that cannot be split over devices and accumulation."""
   devices = math.prod(mesh.shape[a] for a in axes_lib.RULES['batch'])
-  if accum < 1 or size < 1 or size % (devices * accum):
+  if accum < 1:
+    raise UserError(f'grad_accum_steps={accum} must be at least 1.')
+  if size < 1 or size % (devices * accum):
     raise UserError(
       f'{name}={size} must be a positive multiple of {devices * accum} = '
       f'{devices} (mesh data x fsdp) x {accum} (slices of the batch).'

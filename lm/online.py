@@ -42,7 +42,10 @@ def parse(config: ConfigDict) -> list[Average]:
     kind, _, size = text.partition(':')
     refuse = lambda why, text=text: UserError(f"eval.merged: '{text}' {why}.")
     if kind == 'ema':
-      name = f'ema_{size}'
+      try:
+        name = f'ema_{float(size)}'  # as in `averages.gammas`
+      except ValueError:
+        name = ''
       if name not in averages.gammas(config):
         raise refuse(f"is not in checkpoint.ema='{config.checkpoint.ema}'")
       found.append(Average(name, name, 1))

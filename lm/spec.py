@@ -164,7 +164,9 @@ def parse(arg: str, **defaults: str) -> dict[str, str]:
   chosen = dict(defaults)
   for part in filter(None, arg.split(',')):
     key, equals, value = part.partition('=')
-    if not equals or not value or key not in defaults:
+    if key in defaults and not value:
+      raise UserError(f"'{part}' has no value; write '{key}=NAME'.")
+    if not equals or key not in defaults:
       raise UserError(
         f"'{part}' is not a choice of this config; write KEY=VALUE."
         + did_you_mean(key, defaults)

@@ -68,7 +68,8 @@ def test_a_rule_keeps_changes_alike_that_grow_without_it():
   ('arguments', 'sentence'),
   [
     (['--widths=32'], '--widths=32 must be two or more different'),
-    (['--widths=32,a'], "--widths: 'a' is not a number"),
+    (['--widths=32,a'], "--widths: 'a' is not a width"),
+    (['--widths=-64'], "--widths: '-64' is not a width"),
     (['--widths=32,40'], 'at d_model=40, model.num_heads=2 x 40/32'),
     (['--of=sigma'], "--of='sigma' does not exist. Legal"),
     (['--grow=head'], "--grow='head' does not exist. Did you mean 'heads'"),

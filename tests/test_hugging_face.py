@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch import import_hf
 from lm import card, checkpoint, log, state
 from lm import hugging_face as hf
 from lm import hugging_face_files as files
@@ -96,12 +97,31 @@ def test_what_the_classes_lack_is_refused():
     ('hidden_act', 'gelu', "hidden_act='gelu' cannot"),
     ('rope_scaling', {'type': 'linear', 'factor': 2}, "rope_type='linear'"),
     ('rope_parameters', {'rope_type': 'llama3'}, "rope_type='llama3'"),
+    ('rope_scaling', 'x', "rope_scaling='x' must be an object"),
+    ('rope_theta', None, 'rope_theta=None must be a finite number > 0'),
+    ('rms_norm_eps', None, 'rms_norm_eps=None must be a finite number > 0'),
+    ('rms_norm_eps', float('nan'), 'rms_norm_eps=nan must be a finite'),
+    ('tie_word_embeddings', 'no', "tie_word_embeddings='no' must be a bool"),
+    ('hidden_size', '64', "hidden_size='64' must be an integer >= 1"),
+    ('num_attention_heads', 0, 'num_attention_heads=0 must be an integer'),
+    ('vocab_size', 2.5, 'vocab_size=2.5 must be an integer'),
+    ('head_dim', [8], r'head_dim=\[8\] must be an integer'),
   ],
 )  # fmt: skip
 def test_what_ours_lacks_is_refused(field, value, sentence):
   theirs = hf.to_config(_build('plain')[0])
   with pytest.raises(UserError, match=sentence):
     hf.from_config({**theirs, field: value})
+
+
+@pytest.mark.parametrize('value', ['x', 0, None])
+def test_a_length_of_nothing_is_refused(value):
+  theirs = hf.to_config(_build('plain')[0])
+  assert (
+    import_hf._config({**theirs, 'max_position_embeddings': 9}).seq_len == 9
+  )
+  with pytest.raises(UserError, match='max_position_embeddings=.* integer >='):
+    import_hf._config({**theirs, 'max_position_embeddings': value})
 
 
 def test_defaults_that_files_leave_out():

@@ -287,6 +287,7 @@ def test_safetensors_that_do_not_fit(tmp_path, monkeypatch, capsys):
   check("has no tree 'params'", '--tree=params')
   check('each checkpoint has its own step', '--steps=3,3')
   check('--steps has 1 for 2 inputs', '--steps=3')
+  check('--run and --inputs exclude each other', '--run=x')
   check('--window needs --run', '--window=10')
   check('from_run needs --run', '--method=from_run')
   for i in (1, 2):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from launch.parts import emulation
-from lm import loop
+from lm import loop, online
 from lm import run as run_lib
 from lm.errors import UserError
 from merging.engine import stream
@@ -76,6 +76,7 @@ def test_resume_reports_the_same(runs, tmp_path, monkeypatch):
     ('linear:3', {}, 'multiple of checkpoint.every_steps=2'),
     ('lawa:0', {}, 'must be a multiple'),
     ('ema:0.2', {}, "is not in checkpoint.ema='0.1'"),
+    ('ema:wide', {}, "'ema:wide' is not in checkpoint.ema='0.1'"),
     ('linear:4', {'checkpoint__mean': False}, 'needs checkpoint.mean=True'),
     ('linear:4', {'eval__every_steps': 3}, 'eval.every_steps that is a'),
     ('lawa:3', {'checkpoint__keep_latest': 2}, 'checkpoint.keep_latest=2'),
@@ -85,3 +86,8 @@ def test_mistakes(merged, more, sentence):
   config = helpers.config(eval__merged=merged, **{**KNOBS, **more})
   with pytest.raises(UserError, match=sentence):
     loop.build(config)
+
+
+def test_a_width_is_a_number_however_written():
+  config = helpers.config(eval__merged='ema:0.10', checkpoint__ema='0.1')
+  assert [x.item for x in online.parse(config)] == ['ema_0.1']

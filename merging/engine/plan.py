@@ -122,7 +122,7 @@ def _check_options(options):
   for key, values in legal.items():
     value = getattr(options, key)
     if value not in values:
-      text = ', '.join(map(str, values))
+      text = ', '.join(filter(None, values))
       raise ValueError(f'{key}={value!r} is unknown; legal: {text}.')
   if options.max_bytes < 1:
     raise ValueError(f'max_bytes={options.max_bytes} must be positive.')
