@@ -66,7 +66,10 @@ _FIELDS = {
   **dict.fromkeys(('num_steps', 'batch_size', 'seq_len'), int),
   'learning_rate': (int, float),
   **dict.fromkeys(('optimizer.name', 'schedule.name', 'branch'), str),
-  **dict.fromkeys(('model', 'data'), dict),
+  'data.source': str,
+  **dict.fromkeys(('model.num_layers', 'model.d_model'), int),
+  **dict.fromkeys(('model.num_heads', 'model.num_kv_heads'), int),
+  **dict.fromkeys(('model.head_dim', 'model.d_ff', 'model.vocab_size'), int),
   **dict.fromkeys(('eval.batch_size', 'checkpoint.every_steps'), int),
   'checkpoint.mean': bool,
 }

@@ -113,7 +113,7 @@ def test_missing_metadata_is_named(whole, tmp_path, monkeypatch):
     ('batch_size', True, 'batch_size cannot be True'),
     ('optimizer', 'adamw', 'optimizer.name is missing'),
     ('schedule', {}, 'schedule.name is missing'),
-    ('model', [], r'model cannot be \[\]'),
+    ('model', [], 'model.num_layers is missing'),
   ],
 )
 def test_an_edited_config_is_one_sentence(
