@@ -155,7 +155,7 @@ def from_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
       if not isinstance(t[name], bool):
         raise UserError(f'config.json: {name}={t[name]!r} must be a bool.')
     else:
-      model[ours] = _positive(name, t[name])
+      model[ours] = _number(name, t[name])
   return {**model, 'qk_norm': kind == 'qwen3'}
 
 
@@ -165,11 +165,11 @@ def check_size(name: str, value: Any) -> None:
     raise UserError(f'config.json: {name}={value!r} must be an integer >= 1.')
 
 
-def _positive(name, value):
+def _number(name, value):
   number = type(value) in (int, float) and math.isfinite(value)
-  if not number or value <= 0:
+  if not number or value < 0:
     raise UserError(
-      f'config.json: {name}={value!r} must be a finite number > 0.'
+      f'config.json: {name}={value!r} must be a finite number >= 0.'
     )
   return float(value)
 

@@ -98,9 +98,10 @@ def test_what_the_classes_lack_is_refused():
     ('rope_scaling', {'type': 'linear', 'factor': 2}, "rope_type='linear'"),
     ('rope_parameters', {'rope_type': 'llama3'}, "rope_type='llama3'"),
     ('rope_scaling', 'x', "rope_scaling='x' must be an object"),
-    ('rope_theta', None, 'rope_theta=None must be a finite number > 0'),
-    ('rms_norm_eps', None, 'rms_norm_eps=None must be a finite number > 0'),
+    ('rope_theta', None, 'rope_theta=None must be a finite number >= 0'),
+    ('rms_norm_eps', None, 'rms_norm_eps=None must be a finite number >= 0'),
     ('rms_norm_eps', float('nan'), 'rms_norm_eps=nan must be a finite'),
+    ('rms_norm_eps', -1e-6, 'rms_norm_eps=-1e-06 must be a finite'),
     ('tie_word_embeddings', 'no', "tie_word_embeddings='no' must be a bool"),
     ('hidden_size', '64', "hidden_size='64' must be an integer >= 1"),
     ('num_attention_heads', 0, 'num_attention_heads=0 must be an integer'),
@@ -132,6 +133,8 @@ def test_defaults_that_files_leave_out():
   found = hf.from_config({**theirs, **rope})
   assert (found['head_dim'], found['num_kv_heads']) == (16, 2)
   assert found['rope_theta'] == 5e5
+  # Legal in ours, so that an export of it comes back.
+  assert hf.from_config({**theirs, 'rms_norm_eps': 0})['norm_eps'] == 0
   with pytest.raises(UserError, match='no field .num_hidden_layers'):
     del theirs['num_hidden_layers']
     hf.from_config(theirs)
