@@ -105,7 +105,8 @@ def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:
     run: the run directory.
     config: the new config.
     at: the newest saved step; a longer run is the same run if its schedule
-      gives every update before this step the learning rate that it had.
+      gives every update before this step the learning rate that it had, and
+      the optimizer the floats.
 
   Raises:
     UserError: a field differs that would make it another run.
@@ -128,7 +129,8 @@ def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:
     and ('.' not in k or k.partition('.')[0] in old)
   ]
   same = _same_past(run, config, at)
-  if refused == ['num_steps'] and same and config.num_steps >= at:
+  longer = refused == ['num_steps'] and config.num_steps >= at
+  if longer and same and _same_floats(config, old['num_steps'], at):
     return
   if not refused and not same:
     raise UserError(
@@ -140,7 +142,8 @@ def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:
       f'{run} was started with another {refused[0]}; use a new --workdir, or '
       f'start from it with --config.branch={run}@{at}. What may change: '
       f'{", ".join(MAY_CHANGE)}, and num_steps to {at} or more when the '
-      f'schedule before step {at} stays the same.'
+      f'schedule before step {at} stays the same, and with it the floats of '
+      'the optimizer (follow, normalize_decay).'
     )
 
 
@@ -160,6 +163,21 @@ def _same_past(run: pathlib.Path, config: ConfigDict, at: int) -> bool:
     return stored is None
   now = step_lib.multipliers(config).astype(stored.dtype)
   return np.array_equal(stored[:at], now[:at])
+
+
+def _same_floats(config: ConfigDict, num_steps: int, at: int) -> bool:
+  """Compares the optimizer's floats of the updates done with the old ones."""
+  old = config.copy_and_resolve_references()
+  old.num_steps = num_steps
+  return not at or all(
+    np.array_equal(x, y)
+    for x, y in zip(_knobs(old, at), _knobs(config, at), strict=True)
+  )
+
+
+def _knobs(config, at):
+  one = lambda s: step_lib.knobs(config, s, step_lib.floats(config))
+  return jax.tree.leaves(jax.jit(jax.vmap(one))(np.arange(at, dtype=np.int32)))
 
 
 class Card:

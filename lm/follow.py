@@ -14,18 +14,35 @@ from ml_collections import ConfigDict
 from lm import spec
 from lm.errors import UserError, did_you_mean
 
+# The least and the largest legal value of the optimizers' floats.
+_RANGES = {
+  **dict.fromkeys(('weight_decay', 'eps', 'epsilon'), (0.0, 1e30)),
+  'd0': (1e-30, 1e30),
+  **dict.fromkeys(
+    ('b1', 'b2', 'b3', 'momentum', 'neuron_b2', 'nu_b2', 'shampoo_b2'),
+    (0.0, 1.0),
+  ),
+}
+
+
+def legal(field: str) -> tuple[float, float]:
+  """Returns the range of a float of the optimizer; both ends are legal."""
+  return _RANGES.get(field, (-1e30, 1e30))
+
 
 def parse(config: ConfigDict) -> dict[str, tuple[float, ConfigDict]]:
   """Returns {float of the optimizer: (value at multiplier 0, schedule)}."""
-  legal, found = spec.floats('optimizers', config.optimizer), {}
+  known, found = spec.floats('optimizers', config.optimizer), {}
   for part in filter(None, config.follow.split(',')):
     field, _, rest = part.partition('=')
     to, _, schedule = rest.partition(':')
-    if field not in legal:
+    if field not in known:
       raise UserError(
         f"follow: optimizers/{config.optimizer.name}.py has no float '{field}'."
-        + did_you_mean(field, legal)
+        + did_you_mean(field, known)
       )
+    if field in found:
+      raise UserError(f"follow='{config.follow}' names '{field}' twice.")
     try:
       found[field] = (float(to), _schedule(config, schedule))
     except ValueError as e:
@@ -35,6 +52,9 @@ def parse(config: ConfigDict) -> dict[str, tuple[float, ConfigDict]]:
         f"follow='{part}': '{to}' is not a number; legal: {field}=NUMBER or "
         f'{field}=NUMBER:SCHEDULE.'
       ) from e
+    least, most = legal(field)
+    if not least <= found[field][0] <= most:
+      raise UserError(f"follow='{part}': {to} must be from {least} to {most}.")
   return found
 
 

@@ -103,12 +103,6 @@ _RANGES = {
   'log_every_steps': (1, 2**31 - 1),
   'max_bad_steps': (0, 2**31 - 1),
 }
-_OPTIMIZER_RANGES = {
-  'weight_decay': (0.0, 1e30),
-  'b1': (0.0, 1.0),
-  'b2': (0.0, 1.0),
-  'momentum': (0.0, 1.0),
-}
 
 
 def _check(config):
@@ -116,8 +110,7 @@ def _check(config):
   state.check(config)
   ranges = dict(_RANGES)
   for knob in spec.floats('optimizers', config.optimizer):
-    legal = _OPTIMIZER_RANGES.get(knob, (-1e30, 1e30))
-    ranges[f'optimizer.{knob}'] = legal
+    ranges[f'optimizer.{knob}'] = follow.legal(knob)
   for name, (least, most) in ranges.items():
     value = functools.reduce(getattr, name.split('.'), config)
     if not least <= value <= most:

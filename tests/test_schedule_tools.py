@@ -10,7 +10,7 @@ import pytest
 
 from launch import cli
 from launch.parts import curves
-from lm import follow, loop, step
+from lm import card, follow, log, loop, step
 from lm.errors import UserError
 from lm.run import Run
 from tests import helpers, tools
@@ -83,6 +83,10 @@ def test_floats_that_follow(text, want):
     ('decay=0', "no float 'decay'"),
     ('b1', "'' is not a number"),
     ('b1=high', "'high' is not a number"),
+    ('b1=nan', 'nan must be from 0.0 to 1.0'),
+    ('eps=inf', 'inf must be from 0.0'),
+    ('b1=1.5', '1.5 must be from 0.0 to 1.0'),
+    ('b1=0.9,b1=1', "names 'b1' twice"),
     ('b1=0.9:cosin', "Did you mean 'cosine'"),
     ('b1=0.9:gone.csv', 'is not a file'),
   ],
@@ -90,6 +94,32 @@ def test_floats_that_follow(text, want):
 def test_what_cannot_follow(text, sentence):
   with pytest.raises(UserError, match=sentence):
     loop.build(helpers.config(follow=text))
+
+
+@pytest.mark.parametrize(
+  ('knobs', 'num_steps', 'legal'),
+  [
+    ({'follow': 'weight_decay=0:linear'}, 16, False),
+    ({'follow': 'weight_decay=0:constant'}, 16, True),
+    ({'follow': 'weight_decay=0'}, 16, True),
+    ({'normalize_decay': True}, 16, False),
+    ({'normalize_decay': True}, 8, True),
+    ({}, 16, True),
+  ],
+)
+def test_a_longer_run_has_the_same_floats_before(
+  knobs, num_steps, legal, tmp_path
+):
+  old = helpers.config('schedule=constant', num_steps=8, **knobs)
+  log.write_json(tmp_path / 'config.json', card.as_dict(old))
+  log.write_multipliers(tmp_path, step.multipliers(old))
+  new = helpers.config('schedule=constant', num_steps=num_steps, **knobs)
+  card.check_config(tmp_path, new, 0)
+  if legal:
+    card.check_config(tmp_path, new, 8)
+  else:
+    with pytest.raises(UserError, match='another num_steps'):
+      card.check_config(tmp_path, new, 8)
 
 
 # --- plot_schedule
