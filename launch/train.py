@@ -45,7 +45,7 @@ def main() -> int:
   if _DRY_RUN.value:
     from lm import dry_run
 
-    dry_run.report(_CONFIG.value)
+    dry_run.report(_CONFIG.value, _WORKDIR.value)
     return 0
   from lm import loop
 

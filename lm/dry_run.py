@@ -1,18 +1,22 @@
 """What a run would cost: sizes, FLOPs and memory; nothing is trained."""
 
 import math
+import pathlib
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 from rich import console, table
 
-from lm import loop, model, step, width
+from lm import checkpoint, loop, model, restore, step, width
 
 
-def report(config: ConfigDict) -> None:
+def report(config: ConfigDict, workdir: str = '') -> None:
   """Prints the parameters by role, FLOPs per token, memory and disk space."""
+  restore.branch_step(config, pathlib.Path(workdir))
   built = loop.build(config)
+  if not checkpoint.steps(pathlib.Path(workdir)):
+    restore.check_shapes(config, built.abstract)
   abstract = built.abstract
   tokens = jax.ShapeDtypeStruct(
     (config.batch_size, config.seq_len + 1), jax.numpy.int32

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import re
 from typing import Any
 
 import jax
@@ -40,6 +41,12 @@ def initialize(
   """
   more = {'shutdown_timeout_seconds': 60}  # how long a failure lets others wait
   if coordinator:
+    address = re.fullmatch(r'(\[[\da-fA-F:]+\]|[^\s:/]+):(\d+)', coordinator)
+    if not address or not 1 <= int(address[2]) <= 65535:
+      raise UserError(
+        f"--coordinator='{coordinator}' must be HOST:PORT, with a port from 1 "
+        'to 65535.'
+      )
     if num_processes < 1 or not 0 <= process_id < num_processes:
       raise UserError(
         f'--coordinator needs --num_processes >= 1 and 0 <= --process_id < '
