@@ -62,11 +62,12 @@ def main() -> None:
   print(title)
   show.table(header, rows)
   print(comparison.LEGEND)
+  as_json = json.dumps(comparison.as_json(found), indent=2) + '\n'
   out = run.path / 'plots' / f'{_NAME.value}.png'
   show.save(pictures.report(comparison.rows(found)), out)
   markdown, numbers = out.with_suffix('.md'), out.with_suffix('.json')
   markdown.write_text(comparison.markdown(run, found))
-  numbers.write_text(json.dumps(comparison.as_json(found), indent=2) + '\n')
+  numbers.write_text(as_json)
   print(f'wrote {markdown}, {numbers} and {out}')
   print(f'Next: python -m launch.emulate --run={shlex.quote(str(run.path))}')
 

@@ -178,7 +178,7 @@ def _read_one(text: str) -> Log:
     raise UserError(f"'{text}' holds no numbers by step.")
   found = Log(text, tags, config, meta)
   if config.get('branch'):
-    parent = config['branch'].partition('@')[0]
+    parent = config['branch'].rsplit('@', 1)[0]
     if not pathlib.Path(parent).exists():
       raise UserError(f"{text} is a branch of '{parent}', which is gone.")
     found = join(_read_one(parent), found)

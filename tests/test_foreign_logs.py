@@ -166,7 +166,7 @@ def _ours(folder, name, num_steps, rows, branch=''):
 
 def test_our_branches_find_their_parent(tmp_path):
   wsd = _wsd()
-  a = _ours(tmp_path, 'a', 100, [(s, 1e-3) for s in range(100)])
+  a = _ours(tmp_path, 'a@1', 100, [(s, 1e-3) for s in range(100)])
   b = _ours(
     tmp_path, 'b', 100, [(s, wsd[s]) for s in range(60, 100)], f'{a}@60'
   )

@@ -1,6 +1,7 @@
 """launch.merge_report: averages in one pass, differences, tables."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -77,6 +78,8 @@ def test_rows(run, cooldown):
     parts = [run.losses(_load(run, name)) for name in row['against']]
     lowest = min(x.mean() for x in parts)
     assert row['over_best'].mean == pytest.approx(row['loss'] - lowest)
+  whole = comparison.compare(run, [], windows=[3])  # some are one checkpoint
+  assert json.loads(json.dumps(comparison.as_json(whole)))['step'] == 12
   with pytest.raises(UserError, match='ends at step 12, but these decays at 9'):
     comparison.compare(run, real, step=9)
 
@@ -91,7 +94,17 @@ def _load(run, name):
   return run.params(int(step)) if item == 'params' else run.mean(int(step))
 
 
-def test_the_command(run, cooldown, monkeypatch, capsys):
+def test_a_cooldown_in_a_folder_with_an_at_sign(run, cooldown, tmp_path):
+  for path, name in ((run.path, 'a@1'), (cooldown.path, 'b')):
+    shutil.copytree(path, tmp_path / name)
+  meta = tmp_path / 'b' / 'meta.json'
+  about = json.loads(meta.read_text())
+  meta.write_text(json.dumps({**about, 'parent': f'{tmp_path}/a@1@6'}))
+  moved, branch = (run_lib.Run(tmp_path / name) for name in ('a@1', 'b'))
+  assert judgement.cooldown(moved, branch).window == 6
+
+
+def test_the_command(run, cooldown, tmp_path, monkeypatch, capsys):
   path = f'--run={run.path}'
   arguments = [path, f'--against={cooldown.path}']
   assert tools.call(monkeypatch, 'merge_report', *arguments) == 0
@@ -101,12 +114,16 @@ def test_the_command(run, cooldown, monkeypatch, capsys):
   assert '| 6 | linear | real |' in (plots / 'merge_report.md').read_text()
   stored = json.loads((plots / 'merge_report.json').read_text())
   assert len(stored['rows']) == 1 + 2 * 3
+  imported = tmp_path / 'imported'
+  shutil.copytree(cooldown.path, imported)
+  (imported / 'meta.json').write_text('{}')
   for wrong, sentence in (
     ([], '--run is missing'),
     ([path, '--step=7'], '@7'),
     ([path, '--windows=5'], 'does not begin at a checkpoint'),
     ([path, '--shapes='], '--shapes is empty'),
     ([path, f'--against={run.path}'], 'is not a branch'),
+    ([path, f'--against={imported}'], 'is not a branch'),
   ):
     assert tools.call(monkeypatch, 'merge_report', *wrong) == 2
     error = capsys.readouterr().err

@@ -235,6 +235,13 @@ def test_mistakes(run, method, text, sentence):
     stored.plan(run, emulation.parse_method(method), text)
 
 
+@pytest.mark.parametrize('window', [-5, 41])
+@pytest.mark.parametrize('text', ['moments', 'trackers'])
+def test_windows_that_do_not_fit(run, text, window):
+  with pytest.raises(UserError, match=f'window={window} must be from 1 to'):
+    stored.plan(run, {'name': 'decay'}, text, window=window)
+
+
 def test_the_command(run, monkeypatch, capsys):
   arguments = [f'--run={run.path}', '--method=power_ema:sigma=0.15']
   arguments.append('--stored=trackers:nonnegative=True')

@@ -44,8 +44,8 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
   """Returns a - b paired, with Student's t; one pair has no interval."""
   d = np.subtract(a, b)
   if d.size < 2 or not np.ptp(d):  # no interval; equal differences
-    width = 0.0 if d.size > 1 else np.inf
-    return Difference(float(d.mean()), d.mean() - width, d.mean() + width)
+    mean, width = float(d.mean()), 0.0 if d.size > 1 else float('inf')
+    return Difference(mean, mean - width, mean + width)
   between = stats.ttest_1samp(d, 0.0).confidence_interval(0.95)
   return Difference(float(d.mean()), float(between.low), float(between.high))
 
@@ -124,7 +124,7 @@ def rows(found: Comparison) -> list[dict[str, Any]]:
       }  # fmt: skip
       best = min(names, key=lambda n: found.ingredients[n].mean())
       row['over_best'] = against[best]
-      row['below'] = sum(d.high < 0 for d in against.values())
+      row['below'] = int(sum(d.high < 0 for d in against.values()))
       row['against'] = against
       out.append(row)
   return out

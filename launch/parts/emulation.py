@@ -87,9 +87,7 @@ def plan(
   if not saved:
     raise UserError(f'{run.path} has no checkpoints.')
   end = saved[-1] if end is None else end
-  if window < 0 or window > end:
-    raise UserError(f'window={window} must be from 1 to the end step, {end}.')
-  window = window or fifth(saved, end)
+  window = checked_window(saved, end, window)
   closed = method.get('grid') == 'block' or method['name'] == 'from_run'
   if means:
     knots = sources.mean_steps(run.path, end=end, window=window)
@@ -228,6 +226,13 @@ def _mean_rates(rates, knots, found):
   before = dict(zip(knots[1:], knots[:-1], strict=True))
   steps = [(p.name, int(p.parent.name)) for p, _ in found]
   return np.array([at[before[s] if n == 'mean' else s] for n, s in steps])
+
+
+def checked_window(saved: Sequence[int], end: int, window: int) -> int:
+  """Returns the window, by default a fifth; refuses one that does not fit."""
+  if window < 0 or window > end:
+    raise UserError(f'window={window} must be from 1 to the end step, {end}.')
+  return window or fifth(saved, end)
 
 
 def fifth(saved: Sequence[int], end: int) -> int:

@@ -43,11 +43,11 @@ class Cooldown(NamedTuple):
 
 def cooldown(run: Run, branch: Run) -> Cooldown:
   """Evaluates the end of a branch of `run`, on the tokens of `run`."""
-  parent, _, start = branch.meta['parent'].partition('@')
-  if pathlib.Path(parent).resolve() != run.path.resolve() or not start:
+  origin = branch.meta.get('parent', '')  # an imported run has none
+  parent, _, start = origin.rpartition('@')
+  if pathlib.Path(parent).resolve() != run.path.resolve() or not parent:
     raise UserError(
-      f'{branch.path} is not a branch of {run.path}: its parent is '
-      f"'{branch.meta['parent']}'."
+      f"{branch.path} is not a branch of {run.path}: its parent is '{origin}'."
     )
   if branch.meta['status'] != 'done':
     raise UserError(f'{branch.path} is not done: {branch.meta["status"]}.')

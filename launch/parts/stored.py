@@ -52,7 +52,7 @@ def plan(
   knobs = spec.parse(options, **knobs[kind])
   at = f'{run.path}' if end is None else f'{run.path}@{end}'
   end = checkpoint.locate(at).step
-  window = window or emulation.fifth(run.steps, end)
+  window = emulation.checked_window(run.steps, end, window)
   if method['name'] == 'decay':
     rates = run.learning_rates()[max(end - window, 0) : end]
     emulation.check_constant(run, rates)
