@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import import_hf
 from lm import card, checkpoint, log, state
 from lm import hugging_face as hf
 from lm import hugging_face_files as files
@@ -113,16 +112,6 @@ def test_what_ours_lacks_is_refused(field, value, sentence):
   theirs = hf.to_config(_build('plain')[0])
   with pytest.raises(UserError, match=sentence):
     hf.from_config({**theirs, field: value})
-
-
-@pytest.mark.parametrize('value', ['x', 0, None])
-def test_a_length_of_nothing_is_refused(value):
-  theirs = hf.to_config(_build('plain')[0])
-  assert (
-    import_hf._config({**theirs, 'max_position_embeddings': 9}).seq_len == 9
-  )
-  with pytest.raises(UserError, match='max_position_embeddings=.* integer >='):
-    import_hf._config({**theirs, 'max_position_embeddings': value})
 
 
 def test_defaults_that_files_leave_out():
@@ -227,6 +216,14 @@ def test_the_commands(run, tmp_path, monkeypatch, capsys):
   assert 'has no model.safetensors' in capsys.readouterr().err
   assert _import(monkeypatch, tmp_path / 'none', tmp_path / 'x') == 2
   assert 'no directory with config.json' in capsys.readouterr().err
+  theirs = log.read_json(out / 'config.json')
+  for wrong in ('x', 0, None):
+    edited = {**theirs, 'max_position_embeddings': wrong}
+    log.write_json(out / 'config.json', edited)
+    assert _import(monkeypatch, out, tmp_path / 'x') == 2
+    error = capsys.readouterr().err
+    assert f'max_position_embeddings={wrong!r} must be an integer' in error
+  log.write_json(out / 'config.json', theirs)
   (out / 'model.safetensors').write_bytes(b'123')
   assert _import(monkeypatch, out, tmp_path / 'x') == 2
   assert 'model.safetensors' in capsys.readouterr().err
