@@ -204,29 +204,14 @@ def _refuse(names, why):
 
 
 def _done(out, about, items) -> bool:
-  gone = [i for i in items if not (out / i).exists()]
-  if gone and (out / 'merge.json').is_file():
-    raise UserError(
-      f"'{out}' is incomplete: it has merge.json and no {gone[0]}; remove it "
-      'and merge again.'
-    )
-  if _same(out / 'merge.json', about):
+  from launch.parts import finished
+
+  if finished.is_done(out, about, items):
     print(f'{out} is this very merge already.')
     return True
   if _DRY_RUN.value:
     print(f'dry run: {out} is not written.')
   return _DRY_RUN.value
-
-
-def _same(path: pathlib.Path, about) -> bool:
-  """Returns whether `path` says the same but for versions and time."""
-  from lm import log
-
-  if not path.is_file():
-    return False
-  old = log.read_json(path)
-  fields = ('method', 'sources', 'accumulate', 'dtype')
-  return all(old.get(f) == about[f] for f in fields)
 
 
 def _print(about, tokens=0) -> None:

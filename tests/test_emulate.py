@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from launch import cli, merge
-from launch.parts import emulation, judgement, pictures, show
+from launch import cli
+from launch.parts import emulation, finished, judgement, pictures, show
 from lm import checkpoint, loop, verify
 from lm import run as run_lib
 from lm.errors import UserError
@@ -121,21 +121,20 @@ def test_a_damaged_source_leaves_no_merge(run, tmp_path):
   assert not list(path.glob('merged/*'))
 
 
-def test_a_merge_without_its_params_is_not_done(tmp_path, capsys):
+def test_a_merge_without_its_params_is_not_done(tmp_path):
   about = dict.fromkeys(('method', 'sources', 'accumulate', 'dtype'), 'x')
   out = tmp_path / 'merged' / 'm'
   (out / 'params').mkdir(parents=True)
   (out / 'merge.json').write_text(json.dumps(about))
-  assert merge._done(out, about, ('params',))
-  assert 'is this very merge' in capsys.readouterr().out
+  assert finished.is_done(out, about, ('params',))
   (out / 'merge.json').write_text('{}')
-  assert not merge._same(out / 'merge.json', about)
+  assert not finished.is_done(out, about, ('params',))
   (out.parent / 'stray').mkdir()
   with pytest.raises(UserError, match='merges of this run: m.$'):
     checkpoint.locate(str(out.parent / 'stray'))
   (out / 'params').rmdir()
   with pytest.raises(UserError, match='has merge.json and no params; remove'):
-    merge._done(out, about, ('params',))
+    finished.is_done(out, about, ('params',))
 
 
 def test_verifier_accepts_what_was_saved_in_any_blocks(run):

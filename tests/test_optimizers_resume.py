@@ -13,8 +13,10 @@ LR = 0.02
 
 def _make(name):
   knobs = spec.knobs('optimizers', name)
-  often = {k: 2 for k in knobs if k.endswith('_every')}
-  return spec.get('optimizers', name)(LR, problem.axes(), LR, **often)
+  changed = {k: 2 for k in knobs if k.endswith('_every')}
+  if 'd0' in knobs:  # Prodigy's own first step, which no float32 would show
+    changed['d0'] = 1.0
+  return spec.get('optimizers', name)(LR, problem.axes(), LR, **changed)
 
 
 def _step(params, state, tx):
