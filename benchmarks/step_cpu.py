@@ -29,7 +29,7 @@ REPETITIONS = flags.DEFINE_integer('repetitions', 7, 'turns of each form')
 SECONDS = flags.DEFINE_float('seconds', 3.0, 'of each turn')
 
 
-TOKENS = flags.DEFINE_integer('slice_tokens', 512, 'tokens per slice')
+TOKENS = flags.DEFINE_integer('slice_tokens', 1024, 'tokens per slice')
 
 
 def main(_):

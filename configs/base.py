@@ -23,7 +23,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.num_steps = 1000  # optimizer updates
   c.batch_size = 16  # sequences per update, over all devices (set by size)
   c.seq_len = 256  # tokens per sequence (set by size)
-  c.grad_accum_steps = 1  # the batch is processed in this many slices
+  c.grad_accum_steps = 0  # slices of the batch; 0 = as fits this device
 
   # --- what is studied
   c.learning_rate = 3e-3  # peak; the schedule multiplies it

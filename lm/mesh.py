@@ -190,8 +190,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def check_batch(mesh: Mesh, name: str, size: int, accum: int = 1) -> None:
   """Refuses a batch that cannot be split over devices and accumulation."""
   devices = math.prod(mesh.shape[a] for a in axes_lib.RULES['batch'])
-  if accum < 1:
-    raise UserError(f'grad_accum_steps={accum} must be at least 1.')
+  if accum < 0:
+    raise UserError(f'grad_accum_steps={accum} must be at least 0.')
+  accum = max(accum, 1)
   if size < 1 or size % (devices * accum):
     raise UserError(
       f'{name}={size} must be a positive multiple of {devices * accum} = '

@@ -10,7 +10,16 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lm import averages, diagnostics, follow, loss, norms, qk_clip, spec
+from lm import (
+  averages,
+  diagnostics,
+  follow,
+  loss,
+  norms,
+  qk_clip,
+  sharding,
+  spec,
+)
 from lm import state as state_lib
 from lm.errors import UserError
 from lm.model import Model
@@ -165,6 +174,20 @@ def build_eval(config: ConfigDict, model: Model) -> Callable[..., jax.Array]:
   return eval_step
 
 
+def fitting_slices(rows: int, columns: int) -> int:
+  """Returns into how many slices to cut a batch where grad_accum_steps is 0.
+
+  On a CPU, slices of at most 1024 tokens per device, whose activations stay in
+  the caches: 1.7 times the tokens/s in size `nano`, 1.3 in `tiny` and `small`
+  (`benchmarks/step_cpu.py`). Elsewhere 1.
+  """
+  if jax.default_backend() != 'cpu':
+    return 1
+  rows //= sharding.num_shards('batch')
+  fits = lambda n: rows % n == 0 and rows // n * (columns - 1) <= 1024
+  return next((n for n in range(1, rows) if fits(n)), rows)
+
+
 def _loss(config, model, params, tokens_BS, **knobs):
   return loss.next_token(
     model,
@@ -194,7 +217,7 @@ def _gradient(config, model, shardings, traced, tokens_BS, params):
       grads = jax.lax.with_sharding_constraint(grads, shardings)
     return grads, aux
 
-  slices = config.grad_accum_steps
+  slices = config.grad_accum_steps or fitting_slices(*tokens_BS.shape)
   if slices == 1:
     grads, (cross_entropy, max_logits) = gradient(params, tokens_BS)
     return grads, cross_entropy, max_logits

@@ -41,6 +41,21 @@ def test_accumulation_equals_one_batch():
     np.testing.assert_allclose(whole_[key], parts[key], rtol=2e-5)
 
 
+def test_slices_of_a_batch_that_fit_the_caches_of_a_cpu():
+  """At most 1024 tokens per device; whole sequences."""
+  for rows, columns, want in (
+    (8, 33, 1), (16, 129, 2), (16, 257, 4), (12, 257, 3), (4, 4097, 4),
+    (7, 512, 7), (1, 9, 1),
+  ):  # fmt: skip
+    assert step.fitting_slices(rows, columns) == want
+  with jax.set_mesh(loop.build(helpers.config()).mesh):  # 8 devices
+    assert step.fitting_slices(64, 257) == 2
+  sliced, chosen = (
+    _one_step(helpers.config(grad_accum_steps=n, batch_size=64)) for n in (2, 0)
+  )
+  assert sliced == chosen
+
+
 def _one_step(config):
   built = loop.build(config)
   tokens = built.data.train.batch(0)
