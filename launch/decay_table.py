@@ -6,13 +6,17 @@ Nothing is looked up: each entry of the table is measured, with the learning
 rate lr, its peak and the weight decay wd. README.md contains the output.
 """
 
+from rich import console
+
 from launch import cli
 
 
 def main() -> None:
   from launch.parts import decay_formulas  # jax: late, so that --help is fast
 
-  print(decay_formulas.table())
+  with console.Console(stderr=True).status('measuring every optimizer'):
+    table = decay_formulas.table()
+  print(table)
 
 
 if __name__ == '__main__':

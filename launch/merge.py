@@ -84,8 +84,10 @@ def main() -> None:
     raise UserError('--run is missing; for example --run=runs/a.')
   if _RUN.value and _INPUTS.value:
     raise UserError('--run and --inputs exclude each other.')
-  if _STEPS.value and (_MEANS.value or _WINDOW.value or _END.value != -1):
-    raise UserError('--steps excludes --means, --window and --end.')
+  if _STEPS.value and (
+    _MEANS.value or _WINDOW.value or _END.value != -1 or _EVERY.value != 1
+  ):
+    raise UserError('--steps excludes --means, --window, --end and --every.')
   if _END.value < -1:
     raise UserError(f'--end={_END.value} is not a step.')
   from lm import mesh

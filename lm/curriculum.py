@@ -112,6 +112,11 @@ def check(config: ConfigDict) -> None:
       "data.score='file' needs files for validation, data.eval: otherwise a "
       'part of the training files would be held out.'
     )
+  if not c.order and (c.order_begin or c.order_end):
+    raise UserError(
+      f'data.order_begin={c.order_begin} and data.order_end={c.order_end} do '
+      'nothing without data.order; legal: ascend, descend.'
+    )
   if c.order and not 0 <= c.order_begin < c.order_end:
     raise UserError(
       f'data.order_begin={c.order_begin} and data.order_end={c.order_end} are '

@@ -226,9 +226,12 @@ class Writer:
     if 'train/loss' in values:
       values.update(self._throughput(step))
     self._metrics.write(step, {k: float(v) for k, v in values.items()})
-    for tag in ('train/loss', 'eval/loss'):
-      if tag in values:
-        self._shown[tag] = f'{tag} {float(values[tag]):.4f}'
+    self._shown.pop('train/loss', None)  # the last line of a run has none
+    if 'train/loss' in values:
+      self._shown['train/loss'] = f'train/loss {values["train/loss"]:.4f}'
+    if 'eval/loss' in values:  # of step `step`, and shown until the next one
+      loss = values['eval/loss']
+      self._shown['eval/loss'] = f'eval/loss@{step} {loss:.4f}'
     self._progress.update(step, '  '.join(self._shown.values()))
 
   def _throughput(self, step: int) -> dict[str, float]:

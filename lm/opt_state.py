@@ -95,7 +95,10 @@ def plan(old: Any, new: Any, params: Any, policy: str = '') -> Plan:
       f'{", ".join(dropped)}, which would be lost; rename the field back, or '
       "say so with a branch and branch_state='keep' or 'discard'."
     )
-  return Plan(source, _lines(before, after, source, params))
+  lines = _lines(before, after, source, params)
+  if policy in ('keep', 'carry_mu') and not source:
+    lines.insert(0, f"branch_state='{policy}' finds nothing to keep")
+  return Plan(source, lines)
 
 
 def fill(fresh: Any, source: dict[Path, Path], arrays: dict[Path, Any]) -> Any:

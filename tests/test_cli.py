@@ -61,7 +61,7 @@ def _train(*args, monkeypatch):
     (['--config.model=3'], 'model'),
     (['--config.num_steps=0'], 'num_steps=0 must be from 1'),
     (['--config.batch_size=7'], 'batch_size=7 must be a positive multiple'),
-    (['--config.grad_accum_steps=-1'], 'grad_accum_steps=-1 must be at least 0'),
+    (['--config.grad_accum_steps=-1'], 'accum_steps=-1 must be at least 0'),
     (['--config=configs/debug.py:schedule'], "write 'schedule=NAME'"),
     (['--config.mesh.fsdp=3'], 'does not make 8 devices'),
     (['--config.schedule.shape=lin'], 'linear'),

@@ -111,6 +111,7 @@ def test_text_files_and_a_function(tmp_path):
     ({'order': 'ascent', 'score': 'file'}, "order='ascent' .*'ascend'"),
     ({'order': 'ascend'}, 'needs data.score; legal: file, compressibility'),
     ({'score': 'file'}, 'does nothing without data.order'),
+    ({'order_end': 9}, 'order_end=9 do nothing without data.order'),
     ({'order': 'ascend', 'score': 'fil'}, "Did you mean 'file'"),
     ({**SORTED, 'order_end': 3}, r'--config.data.order_end=40\.'),
     ({**SORTED, 'order_end': 14}, 'one pass of 40 sequences; .* at most 13'),

@@ -210,6 +210,14 @@ def test_counters_that_cannot_be_told_start_afresh(policy):
     _plan(old, new)
 
 
+@pytest.mark.parametrize('policy', ['discard', 'keep', 'carry_mu'])
+def test_it_is_said_when_nothing_is_kept(policy):
+  found = _plan(optax.scale_by_sign(), adamw(LR, AXES), policy)
+  said = [line for line in found.lines if 'finds nothing to keep' in line]
+  assert len(said) == (policy != 'discard')
+  assert not found.source
+
+
 # --- runs
 
 

@@ -151,7 +151,7 @@ def table(found: Comparison) -> Table:
     line = [row['window'], row['shape'], row['source'], f'{row["loss"]:.4f}']
     line.append(row['gain'])
     if row['source'] == 'real':
-      line += ['', '100 %', '', '']
+      line += ['', '100 %' if row['gain'].mean > 0 else '', '', '']
     else:
       share = row.get('recovered')
       line += [row.get('behind', ''), f'{share:.0%}' if share else '']

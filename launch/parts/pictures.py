@@ -39,7 +39,9 @@ def _curves(ax, run, real, grid, focus, results) -> None:
   shapes = list(dict.fromkeys(job.shape for job in results))
   for color, shape in enumerate(shapes, 1):
     middle = _middle(grid, results, shape)
+    size = 4 + 3 * (len(shapes) - color)  # rings: equal losses stay visible
     ax.plot(*middle, 'o--', color=f'C{color}', fillstyle='none',
+            markersize=size,
             label=f'emulated {shape}, middle window')  # fmt: skip
   for job, losses in results.items():
     if (job.end, job.window) in focus and job.source == 'raw':
