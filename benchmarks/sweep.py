@@ -1,0 +1,129 @@
+r"""Many settings in one program, in turn and vmapped, against one process each.
+
+  python -m benchmarks.sweep [--settings=16] [--num_steps=50] [--size=nano]
+
+The settings are learning rates. `train_step` takes its floats as arguments, so
+one compilation serves them all: `in turn` runs one after the other, `vmapped`
+all at once, on the same batches. `processes` are launch.train's, as many at a
+time as there are cores, with logs and one checkpoint each, and a warm
+compilation cache. Seconds from the first import to the last loss.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from absl import flags
+
+from launch import cli
+
+_SIZE = flags.DEFINE_string('size', 'nano', 'of configs/sizes.py')
+_SETTINGS = flags.DEFINE_integer('settings', 16, 'learning rates', 2)
+_STEPS = flags.DEFINE_integer('num_steps', 50, 'updates of each', 2)
+_TURNS = flags.DEFINE_integer('turns', 3, 'of each form', 1)
+_FORM = flags.DEFINE_string('form', '', 'internal: one form in this process')
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+def rates() -> np.ndarray:
+  return np.geomspace(1e-3, 1e-2, _SETTINGS.value)
+
+
+def in_one_program(vmapped: bool) -> np.ndarray:
+  """Trains all settings; returns their last losses."""
+  import jax
+
+  from configs import base
+  from lm import loop, step
+
+  config = base.get_config(f'size={_SIZE.value}')
+  config.num_steps = _STEPS.value
+  built = loop.build(config)
+  batches = [built.data.train.batch(n) for n in range(_STEPS.value)]
+  traced = step.floats(config)
+  if not vmapped:
+    losses = []
+    for rate in rates():
+      state = built.init()
+      for tokens in batches:
+        floats = {**traced, 'learning_rate': rate}
+        state, metrics = built.train_step(state, tokens, floats)
+      losses.append(metrics['train/loss'])
+    return np.asarray(jax.device_get(losses))
+  one = step.build_train(config, built.model)
+  floats = {**traced, 'learning_rate': rates().astype(np.float32)}
+  which = {**jax.tree.map(lambda _: None, traced), 'learning_rate': 0}
+  many = jax.jit(jax.vmap(one, in_axes=(0, None, which)), donate_argnums=0)
+  copies = lambda x: np.broadcast_to(x, (_SETTINGS.value, *x.shape))
+  state = jax.tree.map(copies, jax.device_get(built.init()))
+  for tokens in batches:
+    state, metrics = many(state, tokens, floats)
+  return np.asarray(metrics['train/loss'])
+
+
+def in_processes(folder: str) -> None:
+  """Trains all settings with launch.train, one per core at a time."""
+  waiting, running = list(enumerate(rates())), []
+  while waiting or running:
+    while waiting and len(running) < os.cpu_count():
+      i, rate = waiting.pop()
+      command = [
+        '-m', 'launch.train', f'--config=configs/base.py:size={_SIZE.value}',
+        f'--workdir={folder}/{i}', f'--config.num_steps={_STEPS.value}',
+        f'--config.learning_rate={rate}', '--config.eval.every_steps=0',
+        '--config.eval.num_sequences=32',
+        f'--config.checkpoint.every_steps={_STEPS.value}',
+      ]  # fmt: skip
+      running.append(_start(command))
+    running[0].wait()
+    if running.pop(0).returncode:
+      raise RuntimeError('launch.train failed')
+
+
+def _start(command):
+  return subprocess.Popen(
+    [sys.executable, *command],
+    cwd=_ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+
+
+def _seconds(form: str) -> float:
+  begin = time.perf_counter()
+  if form == 'processes':
+    with tempfile.TemporaryDirectory() as folder:
+      in_processes(folder)
+  else:
+    knobs = [f'--{k}={flags.FLAGS[k].value}'
+             for k in ('size', 'settings', 'num_steps')]  # fmt: skip
+    done = _start(['-m', 'benchmarks.sweep', f'--form={form}', *knobs])
+    if done.wait():
+      raise RuntimeError(f'{form} failed')
+  return time.perf_counter() - begin
+
+
+def main() -> None:
+  if _FORM.value:
+    print(in_one_program(_FORM.value == 'vmapped'))
+    return
+  np.testing.assert_allclose(
+    in_one_program(False), in_one_program(True), rtol=1e-3
+  )
+  forms = ('processes', 'in turn', 'vmapped')
+  turns = [{f: _seconds(f) for f in forms} for _ in range(_TURNS.value + 1)]
+  del turns[0]  # fills the compilation cache
+  print(f'{_SETTINGS.value} settings, {_STEPS.value} steps, {_SIZE.value}')
+  for form in forms:
+    ratio = np.median([t['processes'] / t[form] for t in turns])
+    low, high = (f(t[form] for t in turns) for f in (min, max))
+    print(f'{form:<10} {low:.1f} .. {high:.1f} s, {ratio:.2f} times as fast')
+
+
+if __name__ == '__main__':
+  cli.run(main)
