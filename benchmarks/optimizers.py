@@ -1,7 +1,7 @@
 """Speed of optimizer steps against the memory, Optax and matrix products.
 
   python -m benchmarks.optimizers --size=small     (14M parameters)
-  python -m benchmarks.optimizers --size=124m
+  python -m benchmarks.optimizers --size=124m --together=4      (24 GiB)
 
 One process, one table of ratios. All programs take turns `--repeats` times;
 reported are the median and, as the spread, the quartiles. Element-wise methods
@@ -30,6 +30,9 @@ from optimizers.parts import roles
 
 _SIZE = flags.DEFINE_string('size', 'small', 'a size of configs/sizes.py')
 _REPEATS = flags.DEFINE_integer('repeats', 7, 'turns of each program')
+_TOGETHER = flags.DEFINE_integer(
+  'together', 18, 'programs that take turns, and are in memory', 1
+)
 _ONLY = flags.DEFINE_list('only', [], 'names of rows; empty = all')
 _CLOCK = flags.DEFINE_enum(
   'clock', 'wall', ['wall', 'cpu'], 'cpu: CPU seconds, if others work here too'
@@ -148,14 +151,16 @@ def main(argv):
   wanted = lambda name: not _ONLY.value or name in _ONLY.value
 
   rows = {k: v for k, v in programs(built.axes).items() if wanted(k)}
-  makes = {'triad': _triad, **{k: make for k, (make, _) in rows.items()}}
-  seconds = measure(makes, params, grads, _REPEATS.value)
-  triad = statistics.median(seconds['triad'])
   print('| step | ms | quartiles | times its memory limit |')
   print('| --- | --- | --- | --- |')
-  print(_row('triad', seconds['triad'], triad))
-  for name, (_, passes) in rows.items():
-    print(_row(name, seconds[name], triad * passes / 3))
+  for i in range(0, len(rows), _TOGETHER.value):
+    names = list(rows)[i : i + _TOGETHER.value]
+    makes = {'triad': _triad, **{k: rows[k][0] for k in names}}
+    seconds = measure(makes, params, grads, _REPEATS.value)
+    triad = statistics.median(seconds['triad'])
+    print(_row('triad', seconds['triad'], triad))
+    for name in names:
+      print(_row(name, seconds[name], triad * rows[name][1] / 3), flush=True)
 
   flat = zip(jax.tree.leaves(grads), jax.tree.leaves(built.axes), strict=True)
   matrices = [(g, a) for g, a in flat if a.role == 'matrix']

@@ -87,19 +87,17 @@ def normalize_neurons(
   def update(updates, state, params=None):
     del params
     meaning = roles.of(updates, axes)
-    nu = jax.tree.map(
-      lambda u, v, a: b2 * v + (1 - b2) * mean_square(u, a),
-      updates,
-      state.nu,
-      meaning,
-    )
+    square = jax.tree.map(mean_square, updates, meaning)
+    nu = jax.tree.map(lambda s, v: b2 * v + (1 - b2) * s, square, state.nu)
 
-    def normalized(u, v, a):
-      p = u / (jnp.sqrt(v) + 1e-10)
+    def normalized(u, s, v, a):  # norms of u and p from their rows: one pass
+      inverse = 1 / (jnp.sqrt(v) + 1e-10)
       dims = tuple(i for i in range(u.ndim) if i not in a.batch)
-      square = lambda x: jnp.sum(x**2, axis=dims, keepdims=True)
-      return p * jnp.sqrt(square(u) / jnp.maximum(square(p), 1e-30))
+      total = lambda x: jnp.sum(x, axis=dims, keepdims=True)
+      kept = total(s) / jnp.maximum(total(s * inverse**2), 1e-30)
+      return u * (inverse * jnp.sqrt(kept))
 
-    return jax.tree.map(normalized, updates, nu, meaning), NeuronState(nu)
+    u = jax.tree.map(normalized, updates, square, nu, meaning)
+    return u, NeuronState(nu)
 
   return optax.GradientTransformation(init, update)
