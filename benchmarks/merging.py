@@ -60,7 +60,7 @@ def decode():
       for i in range(0, array.shape[0], rows):
         array.read((slice(i, min(i + rows, array.shape[0])),)).result()
 def ours():
-  memory.return_at_once()  # as launch.merge does
+  memory.reuse()  # as launch.merge does
   sources = [(p, 1 / len(inputs)) for p in inputs]
   stream.merge(sources, out, max_bytes=int(bound))
 def loop(library):
@@ -132,7 +132,8 @@ def _checkpoints(folder):
     save_args = {
       k: ocp.SaveArgs(chunk_byte_size=checkpoint.CHUNK_BYTES) for k in tree
     }
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+    with ocp.Checkpointer(handler) as checkpointer:
       args = ocp.args.PyTreeSave(tree, save_args=save_args)
       checkpointer.save(orbax[-1], args)
     tensors.append(folder / f'tensors/{i}')

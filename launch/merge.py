@@ -93,7 +93,7 @@ def main() -> None:
   from lm import mesh
   from merging.engine import memory
 
-  memory.return_at_once()
+  memory.reuse()
   mesh.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   options = {
     'accumulate': _ACCUMULATE.value,
