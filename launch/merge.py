@@ -243,11 +243,7 @@ def _print(about, tokens=0) -> None:
   )
   if not tokens:
     print('The learning rates used are not known here: w x LR is the result.')
-  if not about['method'].get('means'):
-    print(
-      f'The noise of {about["effective_count"]:.1f} independent checkpoints '
-      'is averaged (1 / sum c^2).'
-    )
+  show.effective_count(about)
 
 
 def _default_name(method, about) -> str:

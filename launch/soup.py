@@ -71,6 +71,9 @@ def _soup(run, refs) -> None:
     print('Nothing improves the best checkpoint: there is no soup to write.')
     return
   out = _write(run, refs, chosen, losses, options)
+  print(
+    f'Of each of {len(chosen)} checkpoints 1 / {len(chosen)} (1 / sum c^2).'
+  )
   print(f'wrote {out}/params and {out}/merge.json')
   at = shlex.quote(f'{_AT.value[chosen[0]]},{out}')
   print(f'Next: python -m launch.evaluate --at={at}')

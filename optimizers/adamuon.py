@@ -38,6 +38,7 @@ def adamuon(
 
   The RMS is that of AdamW's updates, so the learning rate is shared. State:
   that of Muon; nu.
+  Differs from the paper: decay; any presets of Newton-Schulz.
   """
   newton_schulz.check(coefficients, ns_steps, ns_dtype)
 

@@ -32,6 +32,7 @@ def lion(
   algebra: only then does XLA update mu in place, without a copy.
   Learning rates are 3 to 10 times smaller than AdamW's and weight decay as
   much larger. State: mu.
+  Differs from the paper: the algebra above; other modes of decay.
   """
 
   def init(params):

@@ -43,6 +43,7 @@ def marsm(
   M = gamma g + (1 - gamma) B, B the mean of g. So gamma = 1 - momentum is
   Muon with Nesterov momentum. State: previous gradient or parameters; that of
   Muon.
+  Differs from the paper: any scale, other modes of decay.
   """
   choices.check('form', form, FORMS)
   if form == 'one_buffer' and clip:

@@ -26,6 +26,8 @@ def schedule_free_adamw(
   at y; what it evaluates, saves and averages is x. Alone, this trains y:
   evaluate `eval_params`. Decay acts at y.
   State: z, weight_sum, max_lr, inner (that of AdamW).
+  Differs from the paper: b2 and weight_decay are those of adamw.py, so that the
+  two are compared at equal knobs; no warm-up of its own.
   """
   if callable(learning_rate):
     check(decay, learning_rate, peak)

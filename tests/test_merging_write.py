@@ -125,6 +125,22 @@ def test_a_chunk_that_is_gone_is_an_error_not_zeros(tmp_path, handler):
     stream.combine([(source, 1.0)])
 
 
+@pytest.mark.parametrize('handler', made.FORMATS.values(), ids=made.FORMATS)
+def test_a_damaged_compressed_chunk_is_an_error(tmp_path, handler):
+  """Without compression only the fingerprints of our own runs can tell."""
+  noise = np.random.default_rng(0).standard_normal((64, 64), np.float32)
+  source = made.save(tmp_path / 'source', {'w': noise}, **handler)
+  victim = max(source.rglob('*'), key=lambda p: p.is_file() * p.stat().st_size)
+  content = bytearray(victim.read_bytes())
+  content[len(content) // 3 : len(content) // 2] = bytes(
+    len(content) // 2 - len(content) // 3
+  )
+  victim.write_bytes(content)
+  with pytest.raises(ValueError, match="leaf 'w' of .* cannot be read"):
+    stream.merge([(source, 1.0)], tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
+
+
 def test_a_write_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
   real, calls = items.create_leaf, []
 

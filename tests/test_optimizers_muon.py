@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from optimizers.muon import muon, scale_by_muon
-from optimizers.parts import roles
+from optimizers.parts import newton_schulz, roles
 from tests import optimizer_problem as problem
 
 
@@ -47,6 +47,25 @@ def test_muon_equals_optax_where_optax_is_told_the_axes():
     )
     results[heads] = got['q']
   assert np.abs(results['joint'] - results['split']).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+  ('bias_correction', 'want'),
+  [(False, (0.045125, 0.0975)), (True, (0.31639, 0.84586))],
+)
+def test_weights_of_two_gradients(monkeypatch, bias_correction, want):
+  """At step 2 with momentum .95, by hand: Nesterov of a mean, as Keller's."""
+  monkeypatch.setattr(
+    newton_schulz, 'orthogonalize_tree', lambda x, axes, **_: x
+  )
+  tx = scale_by_muon(
+    None, momentum=0.95, nesterov=True, bias_correction=bias_correction,
+    scale='keller',
+  )  # fmt: skip
+  first, second = jnp.diag(jnp.array([1.0, 0])), jnp.diag(jnp.array([0, 1.0]))
+  _, state = tx.update(first, tx.init(first))
+  u, _ = tx.update(second, state)
+  np.testing.assert_allclose(jnp.diag(u), want, rtol=2e-5)
 
 
 @pytest.mark.parametrize('scan', [True, False])

@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,16 @@ def gain(last: np.ndarray, losses: np.ndarray) -> tuple[str, str]:
   d = last - losses
   error = d.std(ddof=1) / math.sqrt(len(d)) if len(d) > 1 else 0
   return f'{d.mean():.4f}', f'{error:.4f}'
+
+
+def effective_count(about: Mapping[str, Any]) -> None:
+  """Prints what a merge's provenance says of the noise that is left."""
+  items = {row['item'] for row in about['sources']}
+  means = ', each a mean itself,' if items & {'mean', 'moment'} else ''
+  print(
+    f'The noise of {about["effective_count"]:.1f} independent items{means} is '
+    'averaged (1 / sum c^2).'
+  )
 
 
 def save(figure: Any, path: pathlib.Path) -> None:

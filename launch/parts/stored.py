@@ -153,6 +153,7 @@ def describe(plan: Plan, about: dict[str, Any]) -> None:
     [f'{path.parent.name} {path.name}', f'{c:.6f}'] for path, c in plan.sources
   ]
   show.table(['stored average', 'c'], rows)
+  show.effective_count(about)
   if 'fit' in plan.about:
     fit = plan.about['fit']
     print(
