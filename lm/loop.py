@@ -54,8 +54,7 @@ def build(config: ConfigDict) -> Built:
     devices, 'batch_size', config.batch_size, config.grad_accum_steps
   )
   tokens = data.build(config)
-  step.multiplier(config, 0, {})  # a refusal of the schedule comes early
-  follow.floats(config, 0, step.floats(config))
+  step.check_schedules(config)  # a refusal comes early
   online.parse(config)
   net = width.apply(config, model.build(config.model))
   key = jax.random.key(config.seed)

@@ -66,6 +66,7 @@ def build(config: Any) -> Model:
   module = _Transformer(c)
   tokens = jnp.zeros((1, 1), jnp.int32)
 
+  @jax.jit  # traced once, for the names below and for `init`
   def boxed(key):
     return module.init(key, tokens)['params']
 

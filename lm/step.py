@@ -1,7 +1,8 @@
 """One training step and one evaluation step: pure functions, no I/O."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -61,15 +62,31 @@ def multipliers(config: ConfigDict) -> np.ndarray:
   return values(one, config.num_steps, config.schedule.name)
 
 
-def values(schedule: Callable[..., Any], num_steps: int, name: str) -> Any:
-  """Returns schedule(0), ..., schedule(num_steps - 1), checked, float64."""
-  steps = np.arange(num_steps, dtype=np.int32)
+def check_schedules(config: ConfigDict) -> None:
+  """Raises UserError for schedules that refuse their knobs; runs nothing."""
+  traced = floats(config)
+  with _traceable(config.schedule.name):
+    jax.eval_shape(
+      lambda s: (multiplier(config, s, {}), follow.floats(config, s, traced)),
+      0,
+    )
+
+
+@contextlib.contextmanager
+def _traceable(name: str) -> Iterator[None]:
   try:
-    found = np.asarray(jax.jit(jax.vmap(schedule))(steps), np.float64)
+    yield
   except jax.errors.ConcretizationTypeError as e:
     raise UserError(
       f'schedules/{name}.py: the step is traced; write jnp.where, not if.'
     ) from e
+
+
+def values(schedule: Callable[..., Any], num_steps: int, name: str) -> Any:
+  """Returns schedule(0), ..., schedule(num_steps - 1), checked, float64."""
+  steps = np.arange(num_steps, dtype=np.int32)
+  with _traceable(name):
+    found = np.asarray(jax.jit(jax.vmap(schedule))(steps), np.float64)
   bad = np.flatnonzero(~((found >= 0) & (found <= 1 + 1e-6)))
   if bad.size:
     raise UserError(
