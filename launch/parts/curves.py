@@ -64,14 +64,14 @@ def _typed(text: str, key: str, value: str, default: Any) -> Any:
     raise UserError(f"'{text}': {key}='{value}' must be a {kind}.") from e
 
 
-def as_flags(text: str) -> str:
-  """Returns the flags with which a run has this schedule."""
+def as_flags(text: str) -> list[str]:
+  """Returns what stands behind --config=FILE, and the flags for the knobs."""
   config = parse(text)
   default = spec.spec('schedules', config.name)
   flags = [
     f'--config.schedule.{k}={v}' for k, v in config.items() if v != default[k]
   ]
-  return ' '.join([f':schedule={config.name}', *flags])
+  return [f':schedule={config.name}', *flags]
 
 
 def curve(text: str, num_steps: int) -> Curve:
