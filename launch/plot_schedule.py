@@ -29,7 +29,7 @@ _OUT = flags.DEFINE_string('out', 'schedules.png', 'the picture')
 
 
 def main() -> None:
-  if not _SCHEDULES.value and not _RUNS.value:
+  if not _SCHEDULES.value.strip(',') and not _RUNS.value:
     raise UserError(
       '--schedules and --runs are missing; for example --schedules=cosine,wsd.'
     )

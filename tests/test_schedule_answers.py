@@ -193,6 +193,8 @@ def test_extend_goes_on_from_a_run_that_still_runs(tool, capsys):
 BAD = {
   'plot_schedule': [
     ([], 'are missing'),
+    (['--schedules=,'], 'are missing'),
+    (['--schedules=sgdr:cycles=2.5'], "cycles='2.5' must be"),
     (['--schedules=wds'], "Did you mean 'wsd'"),
     (['--schedules=wsd:decai=1'], "Did you mean 'decay'"),
     (['--schedules=wsd:decay=much'], 'must be a float'),

@@ -58,7 +58,11 @@ def _typed(text: str, key: str, value: str, default: Any) -> Any:
   if isinstance(default, str):
     return value
   try:
-    return type(default)(ast.literal_eval(value))
+    literal = ast.literal_eval(value)
+    typed = type(default)(literal)
+    if isinstance(default, int) and typed != literal:  # 2.5 cycles
+      raise ValueError
+    return typed
   except (ValueError, SyntaxError, TypeError) as e:
     kind = type(default).__name__
     raise UserError(f"'{text}': {key}='{value}' must be a {kind}.") from e
