@@ -32,14 +32,15 @@ def main() -> None:
   from launch.parts import curves, extension, show
   from lm import foreign_logs
 
-  if not (pathlib.Path(_RUN.value) / 'config.json').is_file():
-    raise UserError(f"'{_RUN.value}' is not a run directory.")
+  run = pathlib.Path(_RUN.value)
+  if not all((run / f).is_file() for f in ('config.json', 'metrics.jsonl')):
+    raise UserError(f"'{run}' is not a run directory.")
   found = foreign_logs.read(_RUN.value)
-  steps = _NUM_STEPS.value or found.num_steps
-  if steps < found.num_steps:
+  length = found.config['num_steps']
+  steps = _NUM_STEPS.value or length
+  if steps < length:
     raise UserError(
-      f'--num_steps={steps} is less than {found.num_steps}, the length of '
-      f'{_RUN.value}.'
+      f'--num_steps={steps} is less than {length}, the length of {run}.'
     )
   with cli.user_errors():
     was = extension.tuned(found, _DECAY.value)
@@ -62,9 +63,12 @@ def main() -> None:
 
 
 def _its_own(found):
-  knobs = {k: v for k, v in found.config['schedule'].items() if k != 'name'}
-  text = ','.join(f'{k}={v}' for k, v in knobs.items() if v != '')
-  return f'{found.config["schedule"]["name"]}:{text}'
+  knobs = dict(found.config['schedule'])
+  name = knobs.pop('name')
+  # JSON makes a list of a tuple.
+  typed = {k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()}
+  text = ','.join(f'{k}={v}' for k, v in typed.items() if v != '')
+  return f'{name}:{text}'
 
 
 if __name__ == '__main__':

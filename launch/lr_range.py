@@ -38,7 +38,7 @@ def main() -> None:
   from schedules.theory import lr_range
 
   knob = _KNOB.value
-  range_training.check_knob(_CONFIG.value, knob)
+  range_training.check_knob(_CONFIG.value, knob, _LOW.value, _HIGH.value)
   with cli.user_errors():
     values = lr_range.values(
       _LOW.value, _HIGH.value, _NUM_STEPS.value, spacing=_SPACING.value

@@ -10,6 +10,7 @@ to the first: its best peak learning rate and its loss there.
 """
 
 import pathlib
+import shlex
 
 from absl import flags
 
@@ -28,7 +29,7 @@ _OUT = flags.DEFINE_string('out', 'schedules.png', 'the picture')
 
 
 def main() -> None:
-  if not _SCHEDULES.value and not _RUNS.value:
+  if not _SCHEDULES.value.strip(',') and not _RUNS.value:
     raise UserError(
       '--schedules and --runs are missing; for example --schedules=cosine,wsd.'
     )
@@ -50,10 +51,9 @@ def main() -> None:
   show.save(schedule_pictures.multipliers(found, losses), out)
   print(f'wrote {out}')
   chosen = (curves.split(_SCHEDULES.value) or ['wsd'])[0]
-  print(
-    'Next: python -m launch.train --config=configs/debug.py'
-    f'{curves.as_flags(chosen)} --workdir=runs/new'
-  )
+  choice, *knobs = curves.as_flags(chosen)
+  words = [f'--config=configs/debug.py{choice}', *knobs, '--workdir=runs/new']
+  print(f'Next: python -m launch.train {shlex.join(words)}')
 
 
 def _curve(name, run):

@@ -11,6 +11,7 @@ starts mid-run is given as PARENT+STAGE; branches find their parent.
 """
 
 import pathlib
+import shlex
 
 from absl import flags
 
@@ -57,7 +58,7 @@ def main() -> None:
   got = [fitted.loss(p.lr) for p in fitted.points]
   show.save(schedule_pictures.predicted(measured, got, found, lines), out)
   print(f'wrote {out}')
-  run = _RUNS.value[0]
+  run = shlex.quote(_RUNS.value[0])
   print(f'Next: python -m launch.extend --run={run} --num_steps=...')
 
 

@@ -7,11 +7,13 @@ r"""Computes the schedule that the gradient norms of a run ask for.
 Norms of every step -> median filter -> weights norm^-power -> multipliers
 (arXiv 2310.07831, algorithm 1). Writes RUN/schedules/refined.npz, which
 --config=...:schedule=table reads, a picture, and the experiment that can refute
-it. Refinement has lost as well as won against a linear decay.
+it: refute.py and refute.sh, or for a log of another trainer a linear table and
+a CSV of the runs. Refinement has lost as well as won against a linear decay.
 """
 
 import math
 import pathlib
+import shlex
 
 from absl import flags
 
@@ -59,7 +61,7 @@ def main() -> None:
       found, choice, _TAU.value, _NUM_STEPS.value, _WARMUP.value
     )
   out = pathlib.Path(_OUT.value or _default(found))
-  refinement.write(out, result)
+  refinement.write(out, result.multiplier, result.provenance)
   picture = schedule_pictures.refined(
     result.norms, result.smooth, result.curves, choice.tag
   )
@@ -68,9 +70,11 @@ def main() -> None:
     print(line)
   print(f'wrote {out} and {out.with_suffix(".png")}')
   if not found.config:
+    linear, sweep = refinement.write_sweep(out, result, _SEEDS.value)
     print(
-      'To refute it: this schedule against a linear decay in your trainer, '
-      'both at 5 peak learning rates and 3 seeds.'
+      f'wrote {linear} and {sweep}: to refute it, train with both tables, each '
+      'at 5 peak learning rates (factors of the one that you use) and '
+      f'{_SEEDS.value} seeds'
     )
     return
   config, script = refinement.write_experiment(
@@ -80,10 +84,9 @@ def main() -> None:
     f'wrote {config} and {script}: both schedules at 5 peak learning rates '
     f'and {_SEEDS.value} seeds'
   )
-  print(
-    f'Next: python -m launch.train --config={config}:schedule=refined '
-    f'--workdir={_RUN.value.rstrip("/")}-refined'
-  )
+  words = [f'--config={config}:schedule=refined']
+  words += [f'--workdir={_RUN.value.rstrip("/")}-refined']
+  print(f'Next: python -m launch.train {shlex.join(words)}')
 
 
 def _default(found):

@@ -16,7 +16,9 @@ from lm.errors import UserError, did_you_mean
 
 # The least and the largest legal value of the optimizers' floats.
 _RANGES = {
-  **dict.fromkeys(('weight_decay', 'eps', 'epsilon'), (0.0, 1e30)),
+  **dict.fromkeys(
+    ('learning_rate', 'weight_decay', 'eps', 'epsilon'), (0.0, 1e30)
+  ),
   'd0': (1e-30, 1e30),
   **dict.fromkeys(
     ('b1', 'b2', 'b3', 'momentum', 'neuron_b2', 'nu_b2', 'shampoo_b2'),
@@ -26,7 +28,7 @@ _RANGES = {
 
 
 def legal(field: str) -> tuple[float, float]:
-  """Returns the range of a float of the optimizer; both ends are legal."""
+  """Returns the range of the rate or of a float; both ends are legal."""
   return _RANGES.get(field, (-1e30, 1e30))
 
 

@@ -40,15 +40,6 @@ class Log(NamedTuple):
   config: Mapping[str, Any]
   meta: Mapping[str, Any]
 
-  @property
-  def num_steps(self) -> int:
-    """Updates of the run: known for ours, else those that were logged."""
-    if self.config:
-      return self.config['num_steps']
-    lr = find(self, 'lr')
-    last = 0 if lr.value[-1] > 0 else 1  # the rate after the last update
-    return int(lr.step[-1]) + 1 - last
-
 
 # The first that a log has; names of ours, EPFL, nanoGPT, Hugging Face, Keras.
 ALIASES = {
@@ -94,15 +85,17 @@ def find(found: Log, kind: str, tag: str = '') -> Series:
   return found.tags[tag_of(found, kind, tag)]
 
 
-def tag_of(found: Log, kind: str, tag: str = '') -> str:
-  """Returns the tag that `find` takes.
+def tag_of(found: Log, kind: str, tag: str = '', flag: str = '--tag') -> str:
+  """Returns the tag that `find` takes; `flag` is where the user names it.
 
   Raises:
     UserError: the log has no such tag; the sentence lists those it has.
   """
   if tag:
     if tag not in found.tags:
-      raise UserError(f"{found.name} has no tag '{tag}'.{_legal(found, tag)}")
+      raise UserError(
+        f"{flag}='{tag}': {found.name} has no such tag.{_legal(found, tag)}"
+      )
     return tag
   lower = {t.lower(): t for t in found.tags}
   for alias in ALIASES[kind]:
@@ -111,7 +104,7 @@ def tag_of(found: Log, kind: str, tag: str = '') -> str:
       return lower[min(ends, key=len)]
   raise UserError(
     f"{found.name} has no tag for '{kind}' (known names: "
-    f'{", ".join(ALIASES[kind][:4])}, ...); name it by --tag.'
+    f'{", ".join(ALIASES[kind][:4])}, ...); name it by {flag}.'
     f'{_legal(found, "")}'
   )
 
@@ -136,13 +129,17 @@ def join(parent: Log, stage: Log) -> Log:
   return stage._replace(tags=tags)
 
 
-def learning_rates(found: Log, tag: str = '') -> np.ndarray:
+def learning_rates(
+  found: Log, tag: str = '', flag: str = '--tag'
+) -> np.ndarray:
   """Returns the rate of each update, float64 (num_steps,), interpolated."""
-  series = find(found, 'lr', tag)
+  series = found.tags[tag_of(found, 'lr', tag, flag)]
+  # Ours say how long they are; a last rate of 0 follows the last update.
+  logged = int(series.step[-1]) + (0 if series.value[-1] == 0 else 1)
+  steps = np.arange(found.config['num_steps'] if found.config else logged)
   good = np.isfinite(series.value)
-  if not good.any():
-    raise UserError(f'{found.name}: no learning rate is finite.')
-  steps = np.arange(found.num_steps)
+  if not good.any() or not steps.size:
+    raise UserError(f'{found.name}: no learning rate of an update is finite.')
   return np.interp(steps, series.step[good], series.value[good])
 
 
@@ -178,7 +175,9 @@ def _read_one(text: str) -> Log:
     raise UserError(f"'{text}' holds no numbers by step.")
   found = Log(text, tags, config, meta)
   if config.get('branch'):
-    parent = config['branch'].rsplit('@', 1)[0]
+    parent, *at = config['branch'].rsplit('@', 1)
+    if at == ['0']:  # nothing came before
+      return found
     if not pathlib.Path(parent).exists():
       raise UserError(f"{text} is a branch of '{parent}', which is gone.")
     found = join(_read_one(parent), found)

@@ -92,7 +92,7 @@ _RANGES = {
   'num_steps': (1, 2**31 - 1),
   'seed': (0, 2**32 - 1),
   'seq_len': (1, 2**31 - 1),
-  'learning_rate': (0.0, 1e30),
+  'learning_rate': follow.legal('learning_rate'),
   **dict.fromkeys(('clip_norm', 'z_loss', *step.OPTIONAL), (0.0, 1e30)),
   'eval.batch_size': (1, 2**31 - 1),
   'eval.every_steps': (0, 2**31 - 1),

@@ -173,6 +173,10 @@ def test_our_branches_find_their_parent(tmp_path):
   rates = foreign_logs.learning_rates(foreign_logs.read(b))
   np.testing.assert_allclose(rates, wsd, rtol=1e-12)
   assert abs(rates - 1e-3).max() > 5e-4, 'the branch differs from its parent'
+  again = [(s, wsd[s] / 2) for s in range(100)]
+  d = _ours(tmp_path, 'd', 100, again, f'{a}@0')
+  rates = foreign_logs.learning_rates(foreign_logs.read(d))
+  np.testing.assert_allclose(rates, wsd / 2, rtol=1e-12)
   c = _ours(tmp_path, 'c', 100, [(70, 1e-3)], f'{tmp_path}/gone@60')
   with pytest.raises(UserError, match="branch of '.*/gone', which is gone"):
     foreign_logs.read(c)

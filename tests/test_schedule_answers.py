@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -50,6 +52,33 @@ def test_predict_finds_what_made_the_losses(tool, capsys):
   np.testing.assert_allclose(float(cells[2]), best.learning_rate, rtol=0.01)
   np.testing.assert_allclose(float(cells[4]), 2 + 3 * best.bound, atol=2e-4)
   assert 'known to fail' in output and pathlib.Path('predict.png').is_file()
+
+
+def _renamed(name, extra=None):
+  """Theory runs whose rates have a name of their own; {tag: values} added."""
+  runs = _theory_runs()
+  for path in runs:
+    rows = [json.loads(x) for x in pathlib.Path(path).read_text().splitlines()]
+    columns = {k: [r[k] for r in rows] for k in ('val_loss', 'lr')}
+    columns[name] = columns.pop('lr')
+    tools.log(path, **columns)
+    with pathlib.Path(path).open('a') as f:
+      f.writelines(json.dumps(x) + '\n' for x in extra or ())
+  return runs
+
+
+@pytest.mark.parametrize(
+  'extra', [None, [{'step': s, 'lr': 1.0} for s in (0, 50)]]
+)
+def test_a_rate_of_any_name_is_read_over_its_own_length(extra, tool, capsys):
+  # Another rate, of 51 steps, does not decide how long the run was.
+  runs = _renamed('eta', extra)
+  arguments = [f'--runs={",".join(runs[:6])}', f'--held_out={runs[6]}']
+  assert tool('predict', *arguments, '--lr_tag=eta') == 0
+  assert '1 held-out runs: 0.0000' in capsys.readouterr().out
+  assert tool('plot_schedule', f'--runs={runs[0]}', '--tag=eta') == 0
+  row = next(x for x in capsys.readouterr().out.splitlines() if runs[0] in x)
+  assert row.split('│')[2].strip() == '200'
 
 
 def test_the_intervals_hold_as_often_as_they_say():
@@ -137,12 +166,35 @@ def test_extend_to_another_schedule_keeps_the_best_peak(tool, capsys):
   np.testing.assert_allclose(got, 3e-3 / 2**0.5, rtol=0.01)
 
 
+def test_extend_keeps_the_cycles_of_a_run(tool, capsys):
+  cycles = {'schedule__cycle_end_steps': (10, 20)}
+  _fake('c', arg='schedule=wsd_s', num_steps=40, **cycles)
+  assert tool('extend', '--run=c', '--num_steps=80') == 0
+  ((_, command),) = tools.commands(capsys.readouterr().out)
+  flag = '--config.schedule.cycle_end_steps=(10, 20)'
+  assert flag in shlex.split(command)
+
+
+def test_extend_goes_on_from_a_run_that_still_runs(tool, capsys):
+  _fake('a', arg='schedule=wsd', num_steps=4000, checkpoint__every_steps=800)
+  shutil.rmtree('a/checkpoints/3200')
+  tools.log('a/metrics.jsonl', **{'optim/lr': np.ones(2500)})
+  meta = {'status': 'running', 'step': 2499}
+  pathlib.Path('a/meta.json').write_text(json.dumps(meta))
+  assert tool('extend', '--run=a', '--num_steps=8000') == 0
+  found = tools.commands(capsys.readouterr().out)
+  assert len(found) == 3
+  assert all('--config.branch=a@2400' in command for _, command in found)
+
+
 # --- mistakes
 
 
 BAD = {
   'plot_schedule': [
     ([], 'are missing'),
+    (['--schedules=,'], 'are missing'),
+    (['--schedules=sgdr:cycles=2.5'], "cycles='2.5' must be"),
     (['--schedules=wds'], "Did you mean 'wsd'"),
     (['--schedules=wsd:decai=1'], "Did you mean 'decay'"),
     (['--schedules=wsd:decay=much'], 'must be a float'),
@@ -151,6 +203,9 @@ BAD = {
     (['--schedules=cosine', '--num_steps=1'], '--num_steps=1'),
     (['--schedules=cosine', '--out=a.jpg'], 'must end in .png'),
     (['--runs=gone'], "'gone' does not exist"),
+    (['--runs=norms.jsonl'], 'name it by --tag.'),
+    (['--runs=loss.jsonl', '--tag=lrs'], "--tag='lrs': loss.jsonl has no such"),
+    (['--runs=rest.jsonl'], 'no learning rate of an update is finite'),
   ],
   'refine': [
     ([], '--run is missing'),
@@ -173,6 +228,8 @@ BAD = {
     (['--runs=loss.jsonl,other.jsonl'], 'three numbers are fitted'),
     (['--runs=norms.jsonl'], 'Its tags: grad_norm'),
     (['--runs=loss.jsonl', '--tag=los'], "Did you mean 'loss'"),
+    (['--runs=norms.jsonl', '--tag=grad_norm'], 'name it by --lr_tag.'),
+    (['--runs=loss.jsonl', '--lr_tag=lrs'], "--lr_tag='lrs': loss.jsonl has"),
     (['--runs=loss.jsonl,other.jsonl,other.jsonl', '--level=90'], '--level=90'),
     (['--runs=a', '--num_steps=many'], "'many' is not a number"),
     (['--runs=a', '--last=0'], '--last=0'),
@@ -181,6 +238,7 @@ BAD = {
   'extend': [
     ([], '--run is missing'),
     (['--run=gone'], 'is not a run directory'),
+    (['--run=other'], "'other' is not a run directory"),
     (['--run=half', '--num_steps=100'], '--num_steps=100 is less than 4000'),
     (['--run=half', '--decay=0.3'], 'is for runs at a constant rate'),
     (['--run=half', '--num_steps=8000', '--schedules=wds'], "'wsd'"),
@@ -190,6 +248,9 @@ BAD = {
     (['--knob=b3'], "Did you mean 'b2'"),
     (['--low=1', '--high=0.1'], 'are no range'),
     (['--low=0'], 'are no range'),
+    (['--knob=b2', '--high=2'], '--high=2.0 must be from 0.0 to 1.0, as b2'),
+    (['--low=-1', '--spacing=linear'], '--low=-1.0 must be from 0.0'),
+    (['--high=nan'], '--high=nan must be from 0.0'),
     (['--spacing=log'], "spacing='log'"),
     (['--num_steps=3'], 'num_steps=3'),
     (['--out=a.jpg'], 'must end in .png'),
@@ -204,6 +265,9 @@ def test_mistakes_are_one_sentence(name, tool, capsys):
   tools.log('norms.jsonl', grad_norm=np.ones(9))
   tools.log('zeros.jsonl', grad_norm=np.zeros(9))
   tools.log('loss.jsonl', loss=np.ones(9), lr=np.ones(9))
+  tools.log('rest.jsonl', loss=[1], lr=[0])
+  pathlib.Path('other').mkdir()  # of another trainer
+  pathlib.Path('other/config.json').write_text('{}')
   tools.log('other.jsonl', loss=np.ones(9), lr=2 * np.ones(9))
   _fake('half', arg='schedule=wsd', num_steps=4000)
   tools.log(

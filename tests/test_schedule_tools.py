@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from launch import cli
-from launch.parts import curves
-from lm import card, follow, log, loop, step
-from lm.errors import UserError
+from launch.parts import curves, range_training
+from lm import loop
 from lm.run import Run
 from tests import helpers, tools
 
@@ -59,69 +58,6 @@ def test_momentum_follows_the_rate_inversely(run):
   assert np.ptp(logged) > 0.08
 
 
-@pytest.mark.parametrize(
-  ('text', 'want'),
-  [
-    ('weight_decay=0', lambda m, other: 0.2 * m),
-    ('weight_decay=0.05', lambda m, other: 0.05 + 0.15 * m),
-    ('weight_decay=0:cosine', lambda m, other: 0.2 * other),
-  ],
-)
-def test_floats_that_follow(text, want):
-  c = helpers.config('schedule=linear', follow=text, num_steps=100)
-  c.optimizer.weight_decay = 0.2
-  steps = np.arange(100)
-  got = [follow.floats(c, s, step.floats(c))['weight_decay'] for s in steps]
-  m, other = (curves.values({'name': n}, 100) for n in ('linear', 'cosine'))
-  np.testing.assert_allclose(got, want(m, other), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-  ('text', 'sentence'),
-  [
-    ('weight_deca=0', "Did you mean 'weight_decay'"),
-    ('decay=0', "no float 'decay'"),
-    ('b1', "'' is not a number"),
-    ('b1=high', "'high' is not a number"),
-    ('b1=nan', 'nan must be from 0.0 to 1.0'),
-    ('eps=inf', 'inf must be from 0.0'),
-    ('b1=1.5', '1.5 must be from 0.0 to 1.0'),
-    ('b1=0.9,b1=1', "names 'b1' twice"),
-    ('b1=0.9:cosin', "Did you mean 'cosine'"),
-    ('b1=0.9:gone.csv', 'is not a file'),
-  ],
-)
-def test_what_cannot_follow(text, sentence):
-  with pytest.raises(UserError, match=sentence):
-    loop.build(helpers.config(follow=text))
-
-
-@pytest.mark.parametrize(
-  ('knobs', 'num_steps', 'legal'),
-  [
-    ({'follow': 'weight_decay=0:linear'}, 16, False),
-    ({'follow': 'weight_decay=0:constant'}, 16, True),
-    ({'follow': 'weight_decay=0'}, 16, True),
-    ({'normalize_decay': True}, 16, False),
-    ({'normalize_decay': True}, 8, True),
-    ({}, 16, True),
-  ],
-)
-def test_a_longer_run_has_the_same_floats_before(
-  knobs, num_steps, legal, tmp_path
-):
-  old = helpers.config('schedule=constant', num_steps=8, **knobs)
-  log.write_json(tmp_path / 'config.json', card.as_dict(old))
-  log.write_multipliers(tmp_path, step.multipliers(old))
-  new = helpers.config('schedule=constant', num_steps=num_steps, **knobs)
-  card.check_config(tmp_path, new, 0)
-  if legal:
-    card.check_config(tmp_path, new, 8)
-  else:
-    with pytest.raises(UserError, match='another num_steps'):
-      card.check_config(tmp_path, new, 8)
-
-
 # --- plot_schedule
 
 
@@ -132,8 +68,8 @@ def test_schedules_on_the_command_line():
   ]  # fmt: skip
   config = curves.parse(curves.split(text)[0])
   assert config.cycle_end_steps == (10, 20) and config.decay == 0.5
-  line = curves.as_flags('wsd:decay=0.2,shape=cosine')
-  assert line == ':schedule=wsd --config.schedule.shape=cosine'
+  words = curves.as_flags('wsd:decay=0.2,shape=cosine')
+  assert words == [':schedule=wsd', '--config.schedule.shape=cosine']
 
 
 def test_plot_schedule_draws_names_runs_and_tables(tool, run, capsys):
@@ -150,24 +86,54 @@ def test_plot_schedule_draws_names_runs_and_tables(tool, run, capsys):
   assert pathlib.Path('a.png').read_bytes()[1:4] == b'PNG'
 
 
+def test_a_printed_command_survives_the_shell(tool, run, capsys, monkeypatch):
+  text = 'wsd_s:cycle_end_steps=(10, 20),shape=1-sqrt'
+  assert tool('plot_schedule', f'--schedules={text}') == 0
+  following = capsys.readouterr().out.partition('Next: ')[2]
+  arguments = ['--num_steps=48', f'--schedules={text}']
+  assert tool('extend', f'--run={run}', *arguments) == 0
+  _, scratch = tools.commands(capsys.readouterr().out)[-1]
+  seen = []
+  train = lambda c, workdir: seen.append(c.schedule.to_dict()) or 'preempted'
+  monkeypatch.setattr(loop, 'train', train)
+  for command in (following, scratch):
+    *_, name = shlex.split(command)[:3]
+    assert name == 'launch.train'
+    assert tool('train', *shlex.split(command)[3:]) == 143
+  want = curves.parse(text).to_dict()
+  assert want['cycle_end_steps'] == (10, 20) and seen == [want, want]
+
+
 # --- refine
 
 
-def test_refine_of_a_log_gives_the_worked_examples(tool):
+def test_refine_of_a_log_gives_the_worked_examples(tool, capsys):
   tools.log('norms.jsonl', grad_norm=[4, 2, 1, 1, 1])
   arguments = ['--run=norms.jsonl', '--norm=l2', '--tau=0']
   assert tool('refine', *arguments) == 0
   with np.load('refined.npz') as f:
     want = [0.1015625, 0.375, 1, 0.5, 0]
     np.testing.assert_allclose(f['multiplier'], want, atol=1e-12)
+  with np.load('refined-linear.npz') as f:
+    np.testing.assert_allclose(f['multiplier'], [1, 0.75, 0.5, 0.25, 0])
   tools.log('flat.jsonl', grad_norm=np.full(200, 3.0))
   assert tool('refine', '--run=flat.jsonl', '--num_steps=50') == 0
   with np.load('refined.npz') as f:
     np.testing.assert_allclose(f['multiplier'], np.linspace(1, 0, 50))
-  assert tool('refine', '--run=flat.jsonl', '--warmup=0.1') == 0
-  with np.load('refined.npz') as f:
-    m = np.linspace(1, 0, 200) * np.minimum(1, np.arange(1, 201) / 20)
-    np.testing.assert_allclose(f['multiplier'], m / m.max())
+  assert tool('refine', '--run=flat.jsonl', '--warmup=0.1', '--seeds=2') == 0
+  m = np.linspace(1, 0, 200) * np.minimum(1, np.arange(1, 201) / 20)
+  for name in ('refined.npz', 'refined-linear.npz'):  # the same warm-up
+    with np.load(name) as f:
+      np.testing.assert_allclose(f['multiplier'], m / m.max())
+  # Equal budgets: both tables at 5 peaks with 2 seeds.
+  assert '5 peak learning rates' in (said := capsys.readouterr().out)
+  assert 'and 2 seeds' in said
+  header, *rows = pathlib.Path('refined-refute.csv').read_text().split()
+  assert (header, rows[0]) == (
+    'table,peak_factor,seed', 'refined-linear.npz,0.5,0'
+  )  # fmt: skip
+  assert len(rows) == 20
+  assert {r.replace('refined-linear', 'refined') for r in rows} == {*rows[10:]}
 
 
 def test_refine_writes_what_can_refute_it(tool, run, capsys):
@@ -224,6 +190,25 @@ def test_the_optimizer_decides_the_norm(tool, run, optimizer, choice, capsys):
   assert capsys.readouterr().out.startswith(choice)
 
 
+def test_muon_is_refined_by_its_nuclear_norms(tool, run, capsys):
+  other = pathlib.Path('other')
+  other.mkdir()
+  config = json.loads((run / 'config.json').read_text())
+  config['optimizer'] = {'name': 'muon'}
+  (other / 'config.json').write_text(json.dumps(config))
+  lines = (run / 'metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(x) for x in lines]
+  rows = [{**r, 'grad/nuclear': 1 + r['step']} for r in rows if 'grad/l2' in r]
+  text = ''.join(json.dumps(r) + '\n' for r in rows)
+  (other / 'metrics.jsonl').write_text(text)
+  tool('refine', '--run=other', '--tau=0')
+  assert capsys.readouterr().out.startswith('grad/nuclear, power 1')
+  w = 1 / np.arange(1, 25)
+  want = w * [w[t + 1 :].sum() for t in range(24)]
+  with np.load('other/schedules/refined.npz') as f:
+    np.testing.assert_allclose(f['multiplier'], want / want.max(), atol=1e-12)
+
+
 # --- lr_range and extend
 
 
@@ -244,6 +229,25 @@ def test_lr_range_changes_nothing_of_the_run_it_starts_from(tool, run, capsys):
   assert tool('lr_range', '--knob=b2', '--low=0.5', '--high=0.99',
               '--num_steps=12', *arguments) == 0  # fmt: skip
   assert '11 of 12 values' in capsys.readouterr().out
+  assert tool('lr_range', '--knob=weight_decay', '--low=0.01', '--high=10',
+              '--num_steps=12', *arguments) == 0  # fmt: skip
+  output = capsys.readouterr().out
+  assert '11 of 12 values' in output and 'optimizer.weight_decay=' in output
+
+
+def test_a_range_test_decays_as_the_run_would():
+  config = lambda decay, **knobs: helpers.config(
+    num_steps=16, learning_rate=0.03, optimizer__weight_decay=decay, **knobs
+  )
+  divided = {'normalize_decay': True, 'eval__merged': 'linear:4'}
+  x = np.geomspace(1e-2, 0.1, 10)
+  losses = lambda *args: range_training.train(*args)[0]
+  want = losses(config(2.0), 'learning_rate', x)
+  assert losses(config(8.0, **divided), 'learning_rate', x) == want
+  assert losses(config(8.0), 'learning_rate', x) != want
+  want = losses(config(2.0), 'weight_decay', 10 * x)
+  got = losses(config(2.0, **divided), 'weight_decay', 4 * 10 * x)
+  assert got == want
 
 
 def test_the_proposed_command_trains(tool, run, capsys):

@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import numpy as np
+import optax
 import pytest
 
 from lm import spec
@@ -57,6 +58,17 @@ def test_points_at_logged_steps(tmp_path, suffix):
   # Twice as long: the same curve in relative time.
   twice = table(199, path=path)
   np.testing.assert_allclose(twice(2 * s), want, atol=1e-7)
+
+
+def test_against_optax(tmp_path):
+  steps, values = [0, 20, 50, 99], np.array([0.1, 1.0, 0.25, 0.05])
+  columns = {'step': steps, 'multiplier': values.tolist(), 'num_steps': 100}
+  path = _write(tmp_path / 'm.json', columns)
+  scales = dict(zip(steps[1:], values[1:] / values[:-1], strict=True))
+  want = optax.piecewise_interpolate_schedule('linear', values[0], scales)
+  s = np.arange(120)
+  wanted = [float(want(int(x))) for x in s]
+  np.testing.assert_allclose(table(100, path=path)(s), wanted, atol=3e-7)
 
 
 def test_every_schedule_reloads_from_its_points(tmp_path):

@@ -121,6 +121,15 @@ def test_fsl_by_hand():
   np.testing.assert_allclose(got, [0.1, 1, 1, 0.125, 0], rtol=1e-5)
 
 
+@pytest.mark.parametrize(('hold', 'capacity'), [(0.0, 1.5), (0.25, 1.75)])
+def test_fsl_against_optax(hold, capacity):
+  begin, power = round(100 * hold), 2 * capacity - 1
+  want = optax.polynomial_schedule(1.0, 0.0, power, 100 - begin, begin)
+  steps = np.arange(130)
+  got = fsl(100, warmup=0.0, hold=hold, capacity=capacity)(steps)
+  np.testing.assert_allclose(got, want(steps), atol=5e-7)
+
+
 @pytest.mark.parametrize(
   ('name', 'knobs', 'message'),
   [

@@ -58,20 +58,24 @@ def _typed(text: str, key: str, value: str, default: Any) -> Any:
   if isinstance(default, str):
     return value
   try:
-    return type(default)(ast.literal_eval(value))
+    literal = ast.literal_eval(value)
+    typed = type(default)(literal)
+    if isinstance(default, int) and typed != literal:  # 2.5 cycles
+      raise ValueError
+    return typed
   except (ValueError, SyntaxError, TypeError) as e:
     kind = type(default).__name__
     raise UserError(f"'{text}': {key}='{value}' must be a {kind}.") from e
 
 
-def as_flags(text: str) -> str:
-  """Returns the flags with which a run has this schedule."""
+def as_flags(text: str) -> list[str]:
+  """Returns what stands behind --config=FILE, and the flags for the knobs."""
   config = parse(text)
   default = spec.spec('schedules', config.name)
   flags = [
     f'--config.schedule.{k}={v}' for k, v in config.items() if v != default[k]
   ]
-  return ' '.join([f':schedule={config.name}', *flags])
+  return [f':schedule={config.name}', *flags]
 
 
 def curve(text: str, num_steps: int) -> Curve:

@@ -160,10 +160,12 @@ class _Commands:
     return _train(f'{run}/config.json:schedule=wsd', name, fields)
 
 
-def _train(config: str, workdir: pathlib.Path, fields: dict[str, Any]) -> str:
+def _train(
+  config: str, workdir: pathlib.Path | str, fields: dict[str, Any], *more: str
+) -> str:
   flags = [f'--config={config}', f'--workdir={workdir}']
   flags += [f'--config.{k}={v}' for k, v in fields.items()]
-  return shlex.join(['python', '-m', 'launch.train', *flags])
+  return shlex.join(['python', '-m', 'launch.train', *flags, *more])
 
 
 def another(found: Log, text: str, num_steps: int) -> str:
@@ -175,10 +177,9 @@ def another(found: Log, text: str, num_steps: int) -> str:
   new = curves.curve(text, num_steps).value
   peak = found.config['learning_rate'] * transfer.ratio(old, new)
   run = found.name.rstrip('/')
-  head, *flags = curves.as_flags(text).split(' ')
+  head, *flags = curves.as_flags(text)
   fields = {'num_steps': num_steps, 'learning_rate': float(f'{peak:.5g}')}
   if found.config['branch']:
     fields['branch'] = ''
   name = text.partition(':')[0]
-  command = _train(f'{run}/config.json{head}', f'{run}-{name}', fields)
-  return ' '.join([command, *flags])
+  return _train(f'{run}/config.json{head}', f'{run}-{name}', fields, *flags)

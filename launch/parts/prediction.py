@@ -44,7 +44,8 @@ def point(text: str, tag: str, lr_tag: str, last: int) -> Point:
   loss = float(series.value[-last:].mean())
   if not np.isfinite(loss):
     raise UserError(f"{text}: the last value of '{name}' is {loss}.")
-  lr = foreign_logs.learning_rates(found, lr_tag)[: int(series.step[-1])]
+  lr = foreign_logs.learning_rates(found, lr_tag, '--lr_tag')
+  lr = lr[: int(series.step[-1])]
   if lr.size < 2 or not lr.max() > 0:
     raise UserError(f"{text}: '{name}' ends at step {series.step[-1]}.")
   return Point(text, lr, loss, name)

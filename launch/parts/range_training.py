@@ -7,19 +7,25 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich import progress
 
-from lm import loop, mesh, restore, spec, step
+from lm import follow, loop, mesh, restore, spec, step
 from lm.errors import UserError, did_you_mean
 from schedules.theory import lr_range
 
 
-def check_knob(config: ConfigDict, knob: str) -> None:
-  """Refuses what is neither the learning rate nor a float of the optimizer."""
+def check_knob(config: ConfigDict, knob: str, low: float, high: float) -> None:
+  """Refuses what is no float of the optimizer, or cannot have these values."""
   legal = ['learning_rate', *spec.floats('optimizers', config.optimizer)]
   if knob not in legal:
     raise UserError(
       f"--knob='{knob}' is no float of optimizers/{config.optimizer.name}.py."
       f'{did_you_mean(knob, legal)}'
     )
+  least, most = follow.legal(knob)
+  for flag, value in (('low', low), ('high', high)):
+    if not least <= value <= most:
+      raise UserError(
+        f'--{flag}={value} must be from {least} to {most}, as {knob}.'
+      )
 
 
 def train(
@@ -44,7 +50,7 @@ def train(
     for n, value in enumerate(progress.track(values, knob, transient=True)):
       tokens = built.data.train.batch(first + n, rows)
       tokens = mesh.put(built.batch_sharding, tokens, shape)
-      traced = _with(step.floats(c), knob, float(value))
+      traced = _floats(config, c, knob, float(value))
       state, metrics = built.train_step(state, tokens, traced)
       losses.append(float(metrics['train/loss']))
       if watch.diverged(losses[-1]):
@@ -57,11 +63,17 @@ def _constant(config, num_values) -> ConfigDict:
   c.schedule = spec.spec('schedules', 'constant')
   c.follow = ''
   c.checkpoint.mean = False
+  c.eval.merged = ''
+  c.normalize_decay = False  # by another num_steps: `_floats` does it
   c.num_steps = 2**31 - 2 - num_values  # of no meaning at a constant rate
   return c.lock()
 
 
-def _with(floats: dict[str, Any], knob: str, value: float) -> dict[str, Any]:
-  if knob == 'learning_rate':
-    return {**floats, knob: value}
-  return {**floats, 'optimizer': {**floats['optimizer'], knob: value}}
+def _floats(config, constant, knob: str, value: float) -> dict[str, Any]:
+  """Returns the traced numbers of a step, with those that `config` means."""
+  found = step.floats(constant)
+  place = found if knob == 'learning_rate' else found['optimizer']
+  place[knob] = value
+  if config.normalize_decay:
+    found['optimizer']['weight_decay'] /= config.num_steps**0.5
+  return found

@@ -1,5 +1,6 @@
 """From the log of a run to a refined schedule (not a command)."""
 
+import csv
 import json
 import pathlib
 import shlex
@@ -93,7 +94,7 @@ def refine(
   series = found.tags[choice.tag]
   _check(found, series, num_steps, warmup)
   last = int(series.step[-1]) + 1
-  end = found.num_steps if found.config else last
+  end = found.config.get('num_steps', last)
   good = np.isfinite(series.value) & (series.value > 0)
   if good.sum() < 2:
     raise UserError(
@@ -102,11 +103,7 @@ def refine(
     )
   norms = np.interp(np.arange(end), series.step[good], series.value[good])
   raw = theory.refine(norms, power=choice.power, tau=tau)
-  m = theory.resample(raw, num_steps or end)
-  length = round(warmup * m.size)
-  if length:
-    m = m * np.minimum(1, (np.arange(m.size) + 1) / length)
-  m = m / m.max()
+  m = _warmed(theory.resample(raw, num_steps or end), warmup)
   provenance = {
     'run': found.name,
     'tag': choice.tag,
@@ -127,6 +124,13 @@ def refine(
   if rates is not None:
     curves['of the run'] = rates
   return Refined(m, norms, smooth, curves, provenance)
+
+
+def _warmed(m, warmup):
+  length = round(warmup * m.size)
+  if length:
+    m = m * np.minimum(1, (np.arange(m.size) + 1) / length)
+  return m / m.max()
 
 
 def _check(found, series, num_steps, warmup):
@@ -188,21 +192,49 @@ def remarks(result: Refined) -> list[str]:
   return lines
 
 
-def write(out: pathlib.Path, result: Refined) -> None:
-  """Writes the table with its provenance, atomically."""
+def write(
+  out: pathlib.Path, multiplier: np.ndarray, provenance: dict[str, Any]
+) -> None:
+  """Writes a table with its provenance, atomically."""
   if out.suffix != '.npz':
     raise UserError(f"--out='{out}' must end in .npz.")
   out.parent.mkdir(parents=True, exist_ok=True)
   temporary = out.with_name(f'{out.stem}.tmp.npz')
   np.savez_compressed(
     temporary,
-    multiplier=result.multiplier,
-    num_steps=result.multiplier.size,
-    provenance=json.dumps(result.provenance),
+    multiplier=multiplier,
+    num_steps=multiplier.size,
+    provenance=json.dumps(provenance),
   )
   temporary.replace(out)
 
 
+def write_sweep(
+  table: pathlib.Path, result: Refined, seeds: int
+) -> tuple[pathlib.Path, pathlib.Path]:
+  """Writes the same experiment for a trainer that is not ours.
+
+  Returns:
+    A table of the linear decay with the length and warm-up of the refined one,
+    and a CSV with one line per run: table, factor of the peak rate, seed.
+  """
+  linear, sweep = (table.with_name(table.stem + s) for s in _SWEEP)
+  warmup = result.provenance['warmup']
+  about = {'iteration': 0, 'warmup': warmup, 'source': 'the linear decay'}
+  write(linear, _warmed(result.curves['linear'], warmup), about)
+  with sweep.open('w', newline='') as f:
+    rows = csv.writer(f)
+    rows.writerow(['table', 'peak_factor', 'seed'])
+    rows.writerows(
+      (name, factor, seed)
+      for name in (linear.name, table.name)
+      for factor in experiment.FACTORS
+      for seed in range(seeds)
+    )
+  return linear, sweep
+
+
+_SWEEP = ('-linear.npz', '-refute.csv')
 _REFUTE = '''"""Refined against linear, made to refute it: see the experiment.
 
 python -m launch.train --config={path}:schedule=refined --workdir=...

@@ -5,6 +5,10 @@ For x_{t+1} = x_t - lr_t g_t on a convex function with E|g_t|^2 <= G_t^2 and
 2501.18965, theorem 3). It ranks real language-model schedules well with G = 1;
 with measured l2 norms of an adaptive method worse; it exaggerates the harm of
 a constant learning rate.
+
+published_losses.csv beside this file has the final validation losses of 49 runs
+from the logs that the authors of that paper published: 124M parameters, 50,000
+steps, of which 300 are warm-up; `decay` and `final` are fractions.
 """
 
 from typing import NamedTuple
