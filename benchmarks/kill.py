@@ -18,7 +18,7 @@ import time
 from absl import flags
 
 from launch import cli
-from lm import checkpoint, log
+from lm import address, log
 from tests import helpers
 
 _KILLS = flags.DEFINE_integer('kills', 20, 'number of kills', lower_bound=1)
@@ -91,7 +91,7 @@ def _kill_often(run: pathlib.Path, start: float, train: float) -> int:
       process.kill()
       process.wait()
     lines = log.read_lines(run / 'metrics.jsonl')
-    saved = checkpoint.steps(run)
+    saved = address.steps(run)
     print(
       _ROW.format(
         kill + 1,

@@ -21,9 +21,9 @@ _AT = flags.DEFINE_list(
 def main() -> None:
   if not _AT.value:
     raise UserError('--at is missing; for example --at=runs/a@1000.')
-  from lm import checkpoint
+  from lm import address
 
-  refs = [checkpoint.locate(text) for text in _AT.value]
+  refs = [address.locate(text) for text in _AT.value]
   from launch.parts import show
   from lm.run import Run
 

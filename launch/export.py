@@ -29,13 +29,13 @@ def main() -> None:
       raise UserError(
         f'--{flag.name} is missing; for example --at=runs/a --out=exports/a.'
       )
-  from lm import checkpoint, hugging_face_files, sources
+  from lm import address, hugging_face_files, sources
   from lm import hugging_face as hf
   from lm.run import Run
   from merging.engine import atomic
 
   hugging_face_files.safetensors()  # a missing package comes first
-  ref = checkpoint.locate(_AT.value)
+  ref = address.locate(_AT.value)
   run = Run(ref.run)
   config = hf.to_config(run.config, dtype=_DTYPE.value)
   with cli.user_errors(), atomic.directory(_OUT.value) as folder:

@@ -32,10 +32,10 @@ def main() -> None:
   _check('num_tokens', _NUM_TOKENS.value, 1, 10**9)
   _check('temperature', _TEMPERATURE.value, 0, 1e6)
   _check('seed', _SEED.value, 0, 2**32 - 1)
-  from lm import checkpoint, generate, sources
+  from lm import address, generate, sources
   from lm.run import Run
 
-  ref = checkpoint.locate(_AT.value)
+  ref = address.locate(_AT.value)
   run = Run(ref.run)
   config = run.config
   _check('top_k', _TOP_K.value, 0, config.model.vocab_size)

@@ -25,12 +25,12 @@ _MAX_MIB = flags.DEFINE_integer(
 def main() -> None:
   if len(_AT.value) < 2:
     raise UserError('--at needs two checkpoints; for example runs/a,runs/b.')
-  from lm import checkpoint
+  from lm import address
   from merging.engine import artifact
 
   with cli.user_errors():
     artifact.check_name(_NAME.value)
-  refs = [checkpoint.locate(text) for text in _AT.value]
+  refs = [address.locate(text) for text in _AT.value]
   for text, ref in zip(_AT.value, refs, strict=True):
     if ref.step is None:
       raise UserError(f"--at: '{text}' is a merge; legal: RUN or RUN@STEP.")

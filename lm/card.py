@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lm import checkpoint, log, spec
+from lm import address, log, spec
 from lm import step as step_lib
 from lm.errors import UserError
 
@@ -193,7 +193,7 @@ class Card:
     self._lock = _lock(run)
     self._run, self._config = run, config
     self._path = run / 'meta.json'
-    saved = checkpoint.steps(run)
+    saved = address.steps(run)
     check_config(run, config, saved[-1] if saved else 0)
     old = log.read_json(self._path) if self._path.exists() else {}
     known = old.get('data_fingerprint', fingerprint)

@@ -9,9 +9,8 @@ lm/averages.py are separate items, so that parameters alone load anywhere.
 
 import logging
 import pathlib
-import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from lm import log, processes
+from lm import address, fingerprint, log, processes
 from lm.errors import UserError
 from lm.state import TrainState
 
@@ -34,100 +33,11 @@ PLACEHOLDER = ocp.PLACEHOLDER  # in place of a leaf that is not to be read
 _ITEMS = ('params', 'train', 'mean')
 
 
-class Ref(NamedTuple):
-  """A place in a run: `item` is the directory that holds its parameters."""
-
-  run: pathlib.Path
-  step: int | None
-  item: pathlib.Path
-
-
-def locate(text: str) -> Ref:
-  """Finds 'RUN@STEP', 'RUN' (its newest checkpoint) or 'RUN/merged/NAME'."""
-  path, _, at = text.rpartition('@') if '@' in text else (text, '', '')
-  whole = (pathlib.Path(text) / 'checkpoints').is_dir()  # '@' in its name
-  if whole or not at.isdecimal():
-    path, at = text, ''
-  run = pathlib.Path(path)
-  if (run / 'merge.json').is_file() or (
-    run.parent.name == 'merged' and not (run / 'config.json').is_file()
-  ):
-    if at or not (run / 'params').is_dir():
-      found = sorted(p.parent.name for p in run.parent.glob('*/params'))
-      legal = ', '.join(found) or 'none'
-      raise UserError(f"'{text}' is not a merge; merges of this run: {legal}.")
-    return Ref(run.parents[1], None, run / 'params')
-  saved = steps(run)
-  if not saved:
-    raise UserError(f"'{path}' has no checkpoints; legal: a run directory.")
-  step = int(at) if at else saved[-1]
-  if step not in saved:
-    raise UserError(
-      f"'{text}' does not exist; '{path}' has the steps {_short(saved)}."
-    )
-  return Ref(run, step, item(run, step, 'params'))
-
-
-def steps(run: str | pathlib.Path) -> list[int]:
-  """Returns the steps of the finished checkpoints of a run, ascending."""
-  found = pathlib.Path(run, 'checkpoints').glob('*')
-  return sorted(
-    int(p.name) for p in found if p.name.isdecimal() and (p / 'params').is_dir()
-  )
-
-
-def item(run: str | pathlib.Path, step: int, name: str) -> pathlib.Path:
-  return pathlib.Path(run, 'checkpoints', str(step), name)
-
-
-def _short(saved: list[int]) -> str:
-  text = [str(s) for s in saved]
-  return ', '.join(text if len(text) < 12 else [*text[:5], '...', *text[-5:]])
-
-
-@jax.jit
-def fingerprint(tree: Any) -> Any:
-  """Returns a uint32 per leaf that changes with any bit and with any swap.
-
-  Orbax restores array data with a flipped byte without an error, so this is
-  stored at save and compared at restore. It does not depend on the sharding.
-  """
-
-  def one(x):
-    if x.dtype == jnp.bool_:
-      x = x.astype(jnp.uint8)
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
-    index = jnp.zeros(bits.shape, jnp.uint32)
-    stride = 1
-    for d in reversed(range(bits.ndim)):
-      iota = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, d)
-      index += iota * jnp.uint32(stride & 0xFFFFFFFF)
-      stride *= bits.shape[d]
-    # Odd multipliers of Knuth and xxHash: each bit and its place count.
-    mixed = (bits ^ (bits >> 15)) * jnp.uint32(2246822519)
-    place = (index * jnp.uint32(2654435761)) | jnp.uint32(1)
-    return jnp.sum(mixed * place, dtype=jnp.uint32)
-
-  return jax.tree.map(one, tree)
-
-
 @jax.jit
 def _finite(tree: Any) -> jax.Array:
   return jnp.all(
     jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])
   )
-
-
-def _by_path(tree: Any) -> dict[str, int]:
-  flat = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
-  return {jax.tree_util.keystr(p): int(x) for p, x in flat}
-
-
-def untyped(keystr: str) -> str:
-  """Writes a field `.mu` or a place `[0]` as a dict key: `['mu']`, `['0']`."""
-  keystr = re.sub(r'\[(\d+)\]', r"['\1']", keystr)
-  return re.sub(r'\.(\w+)(?=[.\[]|$)', r"['\1']", keystr)
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -189,7 +99,8 @@ class Checkpoints:
     if not _finite(state.params):
       return False
     items = _items(state)
-    marks = {k: _by_path(v) for k, v in fingerprint(items).items()}
+    found = fingerprint.of(items)
+    marks = {k: fingerprint.by_path(v) for k, v in found.items()}
     args = {'meta': ocp.args.JsonSave({**meta, 'fingerprints': marks})}
     for name, tree in items.items():
       chunk = jax.tree.map(
@@ -216,7 +127,7 @@ class Checkpoints:
     Raises:
       UserError: there are checkpoints, but all of them are damaged.
     """
-    saved, bare = steps(self.run), self._bare()
+    saved, bare = address.steps(self.run), self._bare()
     newest = [*saved[-1:], *bare]
     processes.check_alike('The newest checkpoint', str(newest))
     damaged = [
@@ -245,7 +156,8 @@ class Checkpoints:
   def _bare(self) -> list[int]:
     """Returns steps without params, which Orbax counts as saved."""
     found = self._manager.all_steps()
-    return sorted(s for s in found if not item(self.run, s, 'params').is_dir())
+    has = lambda s: address.item(self.run, s, 'params').is_dir()
+    return sorted(s for s in found if not has(s))
 
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a damaged checkpoint away, so that its step can be saved anew."""
@@ -303,7 +215,7 @@ def restore_item(
 
   Leaves of `abstract` that are PLACEHOLDER are not read; None comes back.
   """
-  path = item(run, step, name)
+  path = address.item(run, step, name)
 
   def read():
     try:
@@ -317,9 +229,9 @@ def restore_item(
   tree, want = processes.together(read, Damaged)
   tree = jax.tree.map(lambda x: None if x is PLACEHOLDER else x, tree)
   # Compared without types: a part of an item comes as dicts and lists.
-  want = {untyped(k): v for k, v in want.items()}
-  found = _by_path(fingerprint(tree))
-  wrong = [k for k, v in found.items() if want[untyped(k)] != v]
+  want = {fingerprint.untyped(k): v for k, v in want.items()}
+  found = fingerprint.by_path(fingerprint.of(tree))
+  wrong = [k for k, v in found.items() if want[fingerprint.untyped(k)] != v]
   if wrong:
     raise Damaged(
       f'Checkpoint {run}@{step} is damaged: {name}{wrong[0]} is not what was '
@@ -349,8 +261,8 @@ def restore_merged(path: pathlib.Path, abstract: Any) -> Any:
   if not marks.is_file():
     return tree
   want = log.read_json(marks)
-  found = _by_path(fingerprint(tree))
-  wrong = [k for k, v in found.items() if want.get(untyped(k)) != v]
+  found = fingerprint.by_path(fingerprint.of(tree))
+  wrong = [k for k, v in found.items() if want.get(fingerprint.untyped(k)) != v]
   if wrong:
     raise Damaged(
       f'{path.parent} is damaged: {wrong[0]} is not what was saved.'
@@ -360,7 +272,7 @@ def restore_merged(path: pathlib.Path, abstract: Any) -> Any:
 
 def read_meta(run: str | pathlib.Path, step: int) -> dict[str, Any]:
   """Returns the JSON item of a checkpoint."""
-  path = epath.Path(item(run, step, 'meta').absolute())
+  path = epath.Path(address.item(run, step, 'meta').absolute())
   return ocp.JsonCheckpointHandler().restore(path)
 
 

@@ -8,14 +8,14 @@ import jax
 from ml_collections import ConfigDict
 from rich import console, table
 
-from lm import checkpoint, loop, model, restore, step, width
+from lm import address, loop, model, restore, step, width
 
 
 def report(config: ConfigDict, workdir: str = '') -> None:
   """Prints the parameters by role, FLOPs per token, memory and disk space."""
   restore.branch_step(config, pathlib.Path(workdir))
   built = loop.build(config)
-  if not checkpoint.steps(pathlib.Path(workdir)):
+  if not address.steps(pathlib.Path(workdir)):
     restore.check_shapes(config, built.abstract)
   abstract = built.abstract
   tokens = jax.ShapeDtypeStruct(

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from lm import (
+  address,
   card,
   checkpoint,
   data,
@@ -129,7 +130,7 @@ def train(config: ConfigDict, workdir: str) -> str:
   first, built = processes.together(
     lambda: (restore.branch_step(config, run), build(config))
   )
-  if not checkpoint.steps(run):
+  if not address.steps(run):
     processes.together(lambda: restore.check_shapes(config, built.abstract))
   processes.check_alike('The config', card.config_hash(config))
   processes.check_alike('The data', built.data.fingerprint)

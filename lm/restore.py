@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from lm import averages, axes, checkpoint, log, opt_state, processes
+from lm import address, averages, axes, checkpoint, log, opt_state, processes
 from lm.errors import UserError, did_you_mean
 from lm.state import TrainState
 
@@ -87,9 +87,9 @@ def branch_step(config: ConfigDict, run: pathlib.Path) -> int:
   begun = log.read_config(run)['branch'] if stored.is_file() else ''
   if begun and config.branch in (begun, begun.rpartition('@')[0]):
     config.branch = begun
-    if checkpoint.steps(run):
+    if address.steps(run):
       return int(begun.rpartition('@')[2])
-  ref = checkpoint.locate(config.branch)
+  ref = address.locate(config.branch)
   step = ref.step
   if step is None:
     raise UserError(
@@ -120,7 +120,7 @@ def branch_step(config: ConfigDict, run: pathlib.Path) -> int:
         f'{parent[field]}, not {config[field]}; or use branch_data=restart.'
       )
   for name in averages.gammas(config):
-    if not checkpoint.item(ref.run, step, name).is_dir():
+    if not address.item(ref.run, step, name).is_dir():
       raise UserError(
         f'{ref.run}@{step} has no {name}, an average since step 0; branch with '
         "--config.checkpoint.ema=''."
@@ -132,7 +132,7 @@ def branch_step(config: ConfigDict, run: pathlib.Path) -> int:
 def check_shapes(config: ConfigDict, abstract: TrainState) -> None:
   """Raises UserError unless the parameters to start from fit this model."""
   for text in filter(None, (config.branch, config.init)):
-    ref = checkpoint.locate(text)
+    ref = address.locate(text)
     have = _shapes(checkpoint.abstract_item(ref.item))
     want = _shapes(abstract.params)
     for key in {**want, **have}:
@@ -153,7 +153,7 @@ def _merged_state(config, abstract):
   if not config.init_state:
     return None
   text = config.init
-  ref = checkpoint.locate(text) if text else None
+  ref = address.locate(text) if text else None
   if not ref or ref.step is not None:
     raise UserError(
       f"init_state=True needs init='RUN/merged/NAME', not '{text}'; the "
@@ -195,7 +195,7 @@ def _resume(run, step, abstract, init):
 
 
 def _branch(config, abstract, init):
-  ref = checkpoint.locate(config.branch)
+  ref = address.locate(config.branch)
   state = init(_params(config.branch, abstract))
   train = _train(
     ref.run, ref.step, abstract, lambda: state, config.branch_state
@@ -227,7 +227,7 @@ def _train(run, step, abstract, fresh, policy):
     'bad_steps': abstract.bad_steps,
     'bad_in_a_row': abstract.bad_in_a_row,
   }
-  item = checkpoint.item(run, step, 'train')
+  item = address.item(run, step, 'train')
   stored = processes.together(
     lambda: checkpoint.abstract_item(item), checkpoint.Damaged
   )
@@ -263,7 +263,7 @@ def _part(stored, path, places, like):
 
 
 def _params(text: str, abstract: TrainState) -> Any:
-  ref = checkpoint.locate(text)
+  ref = address.locate(text)
   if ref.step is None:
     return checkpoint.restore_merged(ref.item, abstract.params)
   return checkpoint.restore_item(ref.run, ref.step, 'params', abstract.params)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lm import checkpoint, log
+from lm import address, checkpoint, log
 from lm import data as data_lib
 from lm import evaluate as evaluate_lib
 from lm import mesh as mesh_lib
@@ -61,7 +61,7 @@ class Run:
   @property
   def steps(self) -> list[int]:
     """Steps of the finished checkpoints."""
-    return checkpoint.steps(self.path)
+    return address.steps(self.path)
 
   @property
   def merged(self) -> list[str]:
@@ -80,7 +80,7 @@ class Run:
       at: a step, the name of a merge, or None for the newest checkpoint.
     """
     text = {int: f'{self.path}@{at}', str: f'{self.path}/merged/{at}'}
-    ref = checkpoint.locate(text.get(type(at), str(self.path)))
+    ref = address.locate(text.get(type(at), str(self.path)))
     abstract = checkpoint.abstract_item(ref.item)
     if ref.step is None:
       return checkpoint.restore_merged(ref.item, abstract)
@@ -88,8 +88,8 @@ class Run:
 
   def mean(self, step: int) -> Any:
     """Returns the mean of the iterates of the interval that ends at `step`."""
-    ref = checkpoint.locate(f'{self.path}@{step}')
-    path = checkpoint.item(ref.run, step, 'mean')
+    ref = address.locate(f'{self.path}@{step}')
+    path = address.item(ref.run, step, 'mean')
     if not path.is_dir():
       raise UserError(f'{self.path} has no means: checkpoint.mean=False.')
     abstract = checkpoint.abstract_item(path)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm import checkpoint, log
+from lm import checkpoint, fingerprint, log
 
 
 class Verifier:
@@ -50,7 +50,7 @@ class Verifier:
         continue
       run, step = item.parents[2], int(item.parent.name)
       marks = checkpoint.read_meta(run, step)['fingerprints'][item.name]
-      marks = {checkpoint.untyped(k): v for k, v in marks.items()}
+      marks = {fingerprint.untyped(k): v for k, v in marks.items()}
       if marks[_keystr(leaf)] != mark:
         raise checkpoint.Damaged(
           f'Checkpoint {run}@{step} is damaged: {item.name} {leaf} is not what '
@@ -69,7 +69,7 @@ class Verifier:
 def block_fingerprint(
   block: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]
 ) -> int:
-  """Returns a block's share of `checkpoint.fingerprint` of the whole leaf."""
+  """Returns a block's share of the whole leaf's `fingerprint.of`."""
   unsigned = {1: np.uint8, 2: np.uint16, 4: np.uint32}[block.dtype.itemsize]
   bits = np.ascontiguousarray(block).view(unsigned).astype(np.uint32)
   place = np.zeros(block.shape, np.uint32)

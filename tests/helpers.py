@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from configs import debug
-from lm import checkpoint
+from lm import address, checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -57,7 +57,7 @@ def lines(run):
 
 def leaves(run, step, name):
   """All arrays of an item, by path."""
-  path = checkpoint.item(run, step, name)
+  path = address.item(run, step, name)
   tree = checkpoint.restore_tree(path, checkpoint.abstract_item(path))
   flat = jax.tree_util.tree_leaves_with_path(tree)
   return {jax.tree_util.keystr(p): np.asarray(x) for p, x in flat}
@@ -65,8 +65,8 @@ def leaves(run, step, name):
 
 def assert_same_run(a, b):
   """Bit for bit: parameters, optimizer state, mean, metrics."""
-  step = checkpoint.steps(a)[-1]
-  assert checkpoint.steps(b)[-1] == step
+  step = address.steps(a)[-1]
+  assert address.steps(b)[-1] == step
   for name in ('params', 'train', 'mean'):
     left, right = leaves(a, step, name), leaves(b, step, name)
     assert left.keys() == right.keys()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -140,22 +141,23 @@ def test_dry_run_prints_and_creates_nothing(tmp_path, monkeypatch, capsys):
   assert list(tmp_path.iterdir()) == []
 
 
-NEW = """
-import jax
+NEW = '''import jax
 import optax
+
+from optimizers.parts.decay import descend
 
 
 def zz_test_descent(
-  learning_rate, axes=None, *, momentum: float = 0.9, weight_decay: float = 0.0
+  learning_rate, axes=None, peak=None, *,
+  momentum: float = 0.9, weight_decay: float = 0.1, decay: str = 'decoupled',
 ):
-  if axes is not None:
-    assert jax.tree.leaves(axes)[0].names
-  return optax.chain(
-    optax.trace(momentum),
-    optax.add_decayed_weights(weight_decay),
-    optax.scale_by_learning_rate(learning_rate),
+  """Gradient descent with momentum."""
+  assert axes is None or jax.tree.leaves(axes)[0].names
+  return descend(
+    optax.trace(momentum), learning_rate, axes, peak,
+    weight_decay=weight_decay, decay=decay,
   )
-"""
+'''
 
 
 @pytest.fixture
@@ -189,6 +191,18 @@ def test_a_new_file_is_a_new_optimizer(
   run = run_lib.Run(tmp_path / 'a')
   assert run.meta['status'] == 'done'
   assert run.config.optimizer.momentum == 0.5
+
+
+def test_the_contract_covers_a_new_optimizer(new_optimizer):
+  """As if collected now, with no other edit."""
+  contract = runpy.run_path(str(helpers.ROOT / 'tests/test_optimizers.py'))
+  assert new_optimizer in contract['NAMES']
+  each = contract['each'].mark
+  marks = lambda f: getattr(f, 'pytestmark', [])
+  found = [f for f in contract.values() if marks(f) == [each]]
+  assert len(found) >= 8
+  for test in found:
+    test(new_optimizer)
 
 
 @pytest.mark.parametrize('path', SCRIPTS, ids=lambda p: p.name)

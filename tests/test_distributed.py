@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from configs import debug
-from lm import card, checkpoint, log, loop
+from lm import address, card, log, loop
 from lm import run as run_lib
 from tests import helpers
 
@@ -107,7 +107,7 @@ def test_two_processes_are_one_run(tmp_path):
   last = meta['step']
   assert meta['status'] == 'preempted'
   assert meta['devices'] == {'kind': 'cpu', 'count': 4, 'processes': 2}
-  assert checkpoint.steps(run)[-2:] == [(last - 1) // 5 * 5, last]
+  assert address.steps(run)[-2:] == [(last - 1) // 5 * 5, last]
   assert len(list((run / 'tb').iterdir())) == 1  # process 0 alone writes
 
   # Only process 1 reads these files, but both have to fall back.

@@ -8,7 +8,7 @@ import pytest
 
 from launch import cli
 from launch.parts import emulation, finished, judgement, pictures, show
-from lm import checkpoint, loop, verify
+from lm import address, checkpoint, fingerprint, loop, verify
 from lm import run as run_lib
 from lm.errors import UserError
 from merging.engine import artifact, stream
@@ -104,7 +104,7 @@ def test_merge_writes_what_emulate_measures(run, tmp_path):
 def test_a_damaged_source_leaves_no_merge(run, tmp_path):
   path = tmp_path / 'a'
   shutil.copytree(run.path, path)
-  data = checkpoint.item(path, 9, 'params')
+  data = address.item(path, 9, 'params')
   victim = max(data.rglob('d/*'), key=lambda p: p.stat().st_size)
   content = bytearray(victim.read_bytes())
   for place in range(200, len(content), 997):
@@ -131,7 +131,7 @@ def test_a_merge_without_its_params_is_not_done(tmp_path):
   assert not finished.is_done(out, about, ('params',))
   (out.parent / 'stray').mkdir()
   with pytest.raises(UserError, match='merges of this run: m.$'):
-    checkpoint.locate(str(out.parent / 'stray'))
+    address.locate(str(out.parent / 'stray'))
   (out / 'params').rmdir()
   with pytest.raises(UserError, match='has merge.json and no params; remove'):
     finished.is_done(out, about, ('params',))
@@ -148,7 +148,7 @@ def test_verifier_accepts_what_was_saved_in_any_blocks(run):
 
 def test_block_fingerprints_add_up():
   x = np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32)
-  whole = int(checkpoint.fingerprint({'x': x})['x'])
+  whole = int(fingerprint.of({'x': x})['x'])
   parts = 0
   for i in (slice(0, 2), slice(2, 6)):
     for j in (slice(0, 4), slice(4, 5)):

@@ -1,6 +1,7 @@
-"""launch.merge_report: averages in one pass, differences, tables."""
+"""launch.merge_report: averages in one pass, tables; mistakes of neighbours."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -140,3 +141,33 @@ def test_a_name_that_leaves_the_run_is_refused_first(
   wrong = [*command.split(), f'--name={name}']
   assert tools.call(monkeypatch, *wrong) == 2
   assert f"name='{name}' must be a plain file name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('command', 'arguments', 'sentence'),
+  [
+    ('evaluate', [], '--at is missing; for example --at='),
+    ('evaluate', ['--at=gone'], "'gone' has no checkpoints; legal: a run"),
+    ('evaluate', ['--at={run}@7'], "@7' does not exist; '.*' has the steps 0"),
+    ('evaluate', ['--at={run},{run}/merged/x'], "x' is not a merge; merges of"),
+    ('emulate', [], '--run is missing; for example --run='),
+    ('emulate', ['--run=gone'], "'gone' is not a run directory"),
+    ('emulate', ['--run={run}', '--shapes=lin'], "'lin'.*Did you mean 'lin"),
+    ('emulate', ['--run={run}', '--ends=7'], '--ends: 7 is not a checkpoint;'),
+    ('emulate', ['--run={run}', '--windows=0'], r'--windows: none of \[0\] st'),
+    ('emulate', ['--run={run}', '--windows=x'], "--windows: 'x' is not a num"),
+  ],
+)
+def test_mistakes_on_the_command_line(
+  run, command, arguments, sentence, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  before = sorted(run.path.rglob('*'))
+  given = [a.format(run=run.path) for a in arguments]
+  assert tools.call(monkeypatch, command, *given) == 2
+  output = capsys.readouterr()
+  (line,) = output.err.splitlines()
+  assert re.match(f'error: .*{sentence}', line)
+  assert not output.out
+  assert sorted(run.path.rglob('*')) == before
+  assert not list(tmp_path.iterdir())

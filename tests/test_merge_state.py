@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from lm import checkpoint, loop
+from lm import address, checkpoint, fingerprint, loop
 from lm.errors import UserError
 from merging.engine import items
 from tests import helpers, tools
@@ -37,11 +37,11 @@ def state(item):
   """{path without types: array} of an optimizer state."""
   tree = checkpoint.restore_tree(item, checkpoint.abstract_item(item))
   found = helpers.flat({'opt_state': tree['opt_state']})
-  return {checkpoint.untyped(k): v for k, v in found.items()}
+  return {fingerprint.untyped(k): v for k, v in found.items()}
 
 
 def of_step(run, step):
-  return state(checkpoint.item(run, step, 'train'))
+  return state(address.item(run, step, 'train'))
 
 
 def test_the_state_is_the_weighted_sum_to_the_last_bit(run):
@@ -125,7 +125,7 @@ def test_a_state_that_is_damaged_or_gone_leaves_no_merge(
 ):
   path = tmp_path / 'a'
   shutil.copytree(run, path, ignore=shutil.ignore_patterns('merged'))
-  train = checkpoint.item(path, 8, 'train')
+  train = address.item(path, 8, 'train')
   if damage == 'number':  # a legal store: only the fingerprint can tell
     name = next(n for n in items.leaves(items.metadata(train)) if '.mu' in n)
     leaf = items.open_leaf(train, items.metadata(train), name, items.context())

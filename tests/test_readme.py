@@ -18,7 +18,7 @@ def _block(name):
   return re.search(f'<!-- {name} -->\n(.*?)<!-- end -->', README, re.S)[1]
 
 
-def test_the_tour(tmp_path):
+def test_the_tour(tmp_path, monkeypatch, capsys):
   """In a folder that has the code and nothing else, so that runs/ is new."""
   for folder in CODE:
     (tmp_path / folder).symlink_to(ROOT / folder)
@@ -42,6 +42,7 @@ def test_the_tour(tmp_path):
     )
     assert done.returncode == 0, f'{line}\n{done.stdout}{done.stderr}'
   _notebook_snippet(tmp_path)
+  _other_programs(tmp_path, monkeypatch, capsys)
 
 
 def test_the_schedule_tools(tmp_path, monkeypatch, capsys):
@@ -78,6 +79,23 @@ def _notebook_snippet(folder):
     timeout=120,
   )
   assert 0 < float(done.stdout.splitlines()[-1]) < 6, done.stderr
+
+
+def _other_programs(folder, monkeypatch, capsys):
+  """Export, import, sample, in this process; lm_eval is not installed."""
+  monkeypatch.chdir(folder)
+  (block,) = re.findall(r'```\n(python -m launch.export.*?)```', README, re.S)
+  lines = [shlex.split(x, comments=True) for x in block.splitlines()]
+  commands = [x[2:] for x in lines if x[:2] == ['python', '-m']]
+  names = ['launch.export', 'launch.import_hf', 'launch.generate']
+  assert [command for command, *_ in commands] == names
+  for command, *arguments in commands:
+    code = tools.call(monkeypatch, command.removeprefix('launch.'), *arguments)
+    output = capsys.readouterr()
+    assert not code, f'{command}\n{output}'
+  assert output.out.startswith('def ')
+  assert (folder / 'exports/tour/model.safetensors').is_file()
+  assert (folder / 'runs/imported/config.json').is_file()
 
 
 def test_the_example_optimizer_is_the_file():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from lm import checkpoint, foreign_logs, log, loop
+from lm import address, checkpoint, fingerprint, foreign_logs, log, loop
 from lm import run as run_lib
 from lm.errors import UserError
 from tests import helpers
@@ -55,7 +55,7 @@ def test_lines_after_the_checkpoint_are_written_again(whole, tmp_path):
 def test_a_flipped_byte_is_noticed(whole, tmp_path, name, capsys):
   path = tmp_path / 'a'
   shutil.copytree(whole, path)
-  data = checkpoint.item(path, 12, name)
+  data = address.item(path, 12, name)
   victim = max(data.rglob('d/*'), key=lambda p: p.stat().st_size)
   content = bytearray(victim.read_bytes())
   for place in range(200, len(content), 997):
@@ -79,7 +79,7 @@ def test_all_damaged_is_an_error_and_not_a_new_run(whole, tmp_path):
 def test_a_checkpoint_without_params_is_written_again(whole, tmp_path, capsys):
   path = tmp_path / 'a'
   shutil.copytree(whole, path)
-  shutil.rmtree(checkpoint.item(path, 12, 'params'))
+  shutil.rmtree(address.item(path, 12, 'params'))
   assert loop.train(helpers.config(), path) == 'done'
   assert '@12 has no params. It is set aside' in capsys.readouterr().out
   assert (path / 'damaged' / '12').is_dir()
@@ -103,7 +103,7 @@ def test_missing_metadata_is_named(whole, tmp_path, monkeypatch):
 
   monkeypatch.setattr(checkpoint.ocp, 'Checkpointer', lambda _: Handle())
   with pytest.raises(checkpoint.Damaged, match='its metadata is damaged'):
-    checkpoint.abstract_item(checkpoint.item(whole, 12, 'params'))
+    checkpoint.abstract_item(address.item(whole, 12, 'params'))
 
 
 @pytest.mark.parametrize(
@@ -143,17 +143,17 @@ def test_cut_files_of_a_run_are_one_sentence(whole, tmp_path):
 
 def test_fingerprint_sees_bits_swaps_and_not_sharding():
   x = jnp.arange(64.0).reshape(8, 8)
-  mark = int(checkpoint.fingerprint({'x': x})['x'])
+  mark = int(fingerprint.of({'x': x})['x'])
   swapped = x[jnp.array([1, 0, *range(2, 8)])]
   flipped = np.array(x)
   flipped.view(np.uint32)[3, 3] ^= 1
-  assert int(checkpoint.fingerprint({'x': swapped})['x']) != mark
-  assert int(checkpoint.fingerprint({'x': jnp.asarray(flipped)})['x']) != mark
+  assert int(fingerprint.of({'x': swapped})['x']) != mark
+  assert int(fingerprint.of({'x': jnp.asarray(flipped)})['x']) != mark
   mesh = jax.make_mesh((8,), ('data',))
   sharded = jax.device_put(
     x, NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
   )
-  assert int(checkpoint.fingerprint({'x': sharded})['x']) == mark
+  assert int(fingerprint.of({'x': sharded})['x']) == mark
 
 
 def test_a_constant_run_can_be_made_longer(tmp_path):
@@ -255,12 +255,12 @@ def test_kill_9_then_the_same_command(tmp_path):
     env=environment,
     stdout=subprocess.DEVNULL,
   )
-  while not any(s > 4 for s in checkpoint.steps(tmp_path / 'b')):
+  while not any(s > 4 for s in address.steps(tmp_path / 'b')):
     assert victim.poll() is None
     time.sleep(0.02)
   victim.send_signal(signal.SIGKILL)
   victim.wait()
-  assert checkpoint.steps(tmp_path / 'b')[-1] < 60
+  assert address.steps(tmp_path / 'b')[-1] < 60
   helpers.command('launch.train', *arguments, f'--workdir={tmp_path}/b')
   helpers.assert_same_run(tmp_path / 'a', tmp_path / 'b')
 
@@ -284,7 +284,7 @@ def test_sigterm_saves_and_exits(tmp_path):
   assert 'preempted. Next: run the same command' in output
   meta = json.loads((tmp_path / 'a' / 'meta.json').read_text())
   assert meta['status'] == 'preempted'
-  assert checkpoint.steps(tmp_path / 'a')[-1] == meta['step'] > 0
+  assert address.steps(tmp_path / 'a')[-1] == meta['step'] > 0
 
 
 def test_two_processes_do_not_train_in_one_directory(whole, monkeypatch):

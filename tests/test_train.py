@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from lm import checkpoint, loop
+from lm import address, checkpoint, loop
 from lm import run as run_lib
 from lm.errors import UserError
 from tests import helpers
@@ -131,4 +131,4 @@ def test_keep_policies(tmp_path):
     checkpoint__keep_every_steps=5,
   )  # fmt: skip
   loop.train(config, tmp_path)
-  assert checkpoint.steps(tmp_path) == [0, 5, 10, 11, 12]
+  assert address.steps(tmp_path) == [0, 5, 10, 11, 12]

@@ -8,7 +8,7 @@ from scipy import stats
 
 from launch.parts import judgement, show
 from launch.parts.judgement import Cooldown, Job
-from lm import checkpoint
+from lm import address
 from lm.errors import UserError
 from lm.run import Run
 
@@ -72,7 +72,7 @@ def compare(
     UserError, ValueError: no such checkpoints; a cooldown that ends elsewhere.
   """
   at = '' if step is None else f'@{step}'
-  step = checkpoint.locate(f'{run.path}{at}').step
+  step = address.locate(f'{run.path}{at}').step
   for r in real:
     if r.end != step:
       raise UserError(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launch.parts import curves
-from lm import checkpoint
+from lm import address
 from lm.errors import UserError
 from lm.foreign_logs import Log
 from schedules.theory import bound, transfer
@@ -88,7 +88,7 @@ def proposals(found: Log, was: Tuned, num_steps: int) -> list[Proposal]:
     raise UserError(
       f'{found.name} has no checkpoint between the end of its warm-up, step '
       f'{was.warmup_steps}, and its cooldown at step {was.start}; it has '
-      f'{checkpoint.steps(found.name)}.'
+      f'{address.steps(found.name)}.'
     )
   ways = [('unchanged', 'unchanged', at, was.decay, 1.0)]
   longer = transfer.longer_decay(old, new, **shape)
@@ -115,7 +115,7 @@ def _checkpoint(found, was, cooldown):
   """Returns the newest checkpoint of the stable phase before a cooldown."""
   every = found.config['checkpoint']['every_steps']
   mean = found.config['checkpoint']['mean']
-  saved = checkpoint.steps(found.name)
+  saved = address.steps(found.name)
   latest = min(was.start, cooldown)
   usable = [s for s in saved if was.warmup_steps <= s <= latest and s > 0]
   usable = [s for s in usable if not mean or s % every == 0]

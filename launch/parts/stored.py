@@ -5,7 +5,7 @@ from typing import Any
 
 from launch.parts import emulation, show
 from launch.parts.emulation import Plan
-from lm import checkpoint, spec
+from lm import address, spec
 from lm.errors import UserError, did_you_mean
 from lm.run import Run
 from merging.engine import moments, posthoc, sources
@@ -51,7 +51,7 @@ def plan(
   knobs = {'moments': {}, 'trackers': {'nonnegative': 'False', 'ridge': '0.0'}}
   knobs = spec.parse(options, **knobs[kind])
   at = f'{run.path}' if end is None else f'{run.path}@{end}'
-  end = checkpoint.locate(at).step
+  end = address.locate(at).step
   window = emulation.checked_window(run.steps, end, window)
   if method['name'] == 'decay':
     rates = run.learning_rates()[max(end - window, 0) : end]
