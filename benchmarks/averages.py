@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from benchmarks import results
 from configs import base
 from launch import cli
 from lm import loop, step
@@ -52,6 +53,7 @@ class Program:
     return time.perf_counter() - begin
 
 
+@results.entry('what averages in the state cost')
 def main() -> None:
   programs = {name: Program(knobs) for name, knobs in FORMS.items()}
   turns = [

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from benchmarks import results
 from configs import base
 from launch import cli
 from lm import checkpoint, loop, step
@@ -86,6 +87,7 @@ def turn(folder, n, built, state, take):
   return state, seconds
 
 
+@results.entry('checkpoints')
 def main() -> None:
   config = base.get_config(f'size={_SIZE.value}')
   config.update({'batch_size': _BATCH.value or config.batch_size})

@@ -1,7 +1,7 @@
 r"""Time and memory of a merge, against reading and against other mergers.
 
   python -m benchmarks.merging
-  python -m benchmarks.merging --max_mib=128 --repeat=5
+  python -m benchmarks.merging --max_mib=128 --layers=2
 
 Eight checkpoints of a 124M float32 model are made in a temporary folder (8 GB),
 as Orbax items with our chunks and as safetensors. Every measurement is a new
@@ -21,12 +21,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import flags
 
+from benchmarks import results
 from launch import cli
 from lm import checkpoint
 from tests import helpers
 
 _MAX_MIB = flags.DEFINE_integer('max_mib', 256, 'the bound', lower_bound=1)
-_REPEAT = flags.DEFINE_integer('repeat', 3, 'medians of so many', lower_bound=1)
+_REPEAT = flags.DEFINE_integer('repeat', 5, 'medians of so many', lower_bound=1)
 _LAYERS = flags.DEFINE_integer('layers', 12, 'of the model', lower_bound=1)
 _PARTS = flags.DEFINE_list(
   'parts', ['cold', 'warm', 'memory'], 'what to measure'
@@ -86,6 +87,7 @@ print(json.dumps([time.perf_counter() - begin, peak() - before]))
 """
 
 
+@results.entry('time and memory of merges')
 def main() -> None:
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)

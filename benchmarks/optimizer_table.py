@@ -12,9 +12,6 @@ vanish. --write puts the table on top of benchmarks/RESULTS.md.
 """
 
 import dataclasses
-import datetime
-import pathlib
-import platform
 import statistics
 import time
 
@@ -22,6 +19,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from benchmarks import results
 from configs import base
 from lm import loop, mesh, model, spec, state, step
 
@@ -32,9 +30,7 @@ _STEPS = flags.DEFINE_integer('num_steps', 150, 'updates per run', 20)
 _RATES = flags.DEFINE_list('rates', ['.001', '.01', '.1', '1'], 'peaks tried')
 _TURNS = flags.DEFINE_integer('turns', 7, 'turns of 10 steps, for the speed', 1)
 _DEEP = flags.DEFINE_integer('layers', 12, 'to compile; 0 = not measured', 0)
-_WRITE = flags.DEFINE_bool('write', False, 'enter the table in RESULTS.md')
 
-_RESULTS = pathlib.Path(__file__).parent / 'RESULTS.md'
 _LAST = 10  # the final loss is the mean over as many steps
 
 
@@ -171,30 +167,17 @@ def table(rows: list[Row], entropy: float) -> str:
   return '\n'.join(lines)
 
 
-def _entry(text, entropy):
-  device = jax.devices()[0].device_kind
-  today = datetime.date.today().isoformat()
-  return (
-    f'## {today}, every optimizer, {device}, Python '
-    f'{platform.python_version()}, jax {jax.__version__}\n\n'
-    f'`python -m benchmarks.optimizer_table --size={_SIZE.value} '
-    f'--batch_size={_BATCH.value} --num_steps={_STEPS.value}`: default '
-    f'configs, the best of the rates {", ".join(_RATES.value)}. The unigram '
-    f'entropy of the data is '
-    f'{entropy:.3f} nats.\n\n{text}\n\n'
-  )
-
-
 def main(_):
   names = _ONLY.value or spec.names('optimizers')
   rows, entropy = measure(names)
-  text = table(rows, entropy)
-  print(f'\nunigram entropy {entropy:.3f} nats\n\n{text}')
-  if _WRITE.value:
-    old = _RESULTS.read_text()
-    at = old.index('## ')
-    _RESULTS.write_text(old[:at] + _entry(text, entropy) + old[at:])
-    print(f'\nentered in {_RESULTS}')
+  text = (
+    f'Default configs, the best of the rates {", ".join(_RATES.value)}. The '
+    f'unigram entropy of the data is {entropy:.3f} nats.\n\n'
+    + table(rows, entropy)
+  )
+  print(f'\n{text}')
+  if results.WRITE.value:
+    results.enter('every optimizer', text)
 
 
 if __name__ == '__main__':

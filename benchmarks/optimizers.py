@@ -9,11 +9,14 @@ are compared with the time in which this machine moves the bytes that they
 cannot avoid (4 per parameter for each read of gradient, parameter and moments
 and each write of parameter and moments; one more read for a global norm), at
 the rate of x <- x + a y over arrays of the same shapes. Muon is compared with
-optax.contrib.muon on the same matrices; its GFLOP/s count the products of the
-direct form, also for the Gram form, which needs fewer. On Linux, fresh memory
-costs less with GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
+optax.contrib.muon on the same matrices and with the machine's matrix rate on
+its shapes: the products of Newton-Schulz alone, one matrix after the other or
+batched, whichever is faster. GFLOP/s count the products of the direct form,
+also for the Gram form, which needs fewer. Ratios are medians over the turns. On
+Linux, fresh memory costs less with GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
 """
 
+import collections
 import functools
 import os
 import statistics
@@ -21,9 +24,11 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import app, flags
 
+from benchmarks import results
 from configs import base
 from lm import model, spec
 from optimizers.parts import roles
@@ -33,6 +38,7 @@ _REPEATS = flags.DEFINE_integer('repeats', 7, 'turns of each program')
 _TOGETHER = flags.DEFINE_integer(
   'together', 18, 'programs that take turns, and are in memory', 1
 )
+_SCAN = flags.DEFINE_bool('scan', False, 'all layers in one array')
 _ONLY = flags.DEFINE_list('only', [], 'names of rows; empty = all')
 _CLOCK = flags.DEFINE_enum(
   'clock', 'wall', ['wall', 'cpu'], 'cpu: CPU seconds, if others work here too'
@@ -107,11 +113,50 @@ class Program:
     self.step = jax.jit(step, donate_argnums=(0, 1))
 
   def __call__(self, grads):
-    clock = time.process_time if _CLOCK.value == 'cpu' else time.perf_counter
-    start = clock()
+    start = _now()
     self.params, self.state = self.step(self.params, self.state, grads, 1e-3)
     jax.block_until_ready(self.params)
-    return clock() - start
+    return _now() - start
+
+
+class Products:
+  """The products of Newton-Schulz alone, on stacks shaped as Muon's."""
+
+  def __init__(self, stacks, in_turn):
+    def chain(x):
+      for _ in range(5):
+        gram = x @ x.mT
+        x = gram @ gram @ x
+      return x
+
+    one = functools.partial(jax.lax.map, chain) if in_turn else chain
+    self.stacks = stacks
+    self.step = jax.jit(lambda xs: [one(x) for x in xs], donate_argnums=0)
+
+  def __call__(self, _):
+    stacks = jax.block_until_ready([jnp.copy(x) for x in self.stacks])
+    start = _now()
+    jax.block_until_ready(self.step(stacks))
+    return _now() - start
+
+
+def _now():
+  return time.process_time() if _CLOCK.value == 'cpu' else time.perf_counter()
+
+
+def orthogonal_stacks(matrices):
+  """Matrices of equal shape in a stack each; their products stay bounded."""
+  count = collections.Counter()
+  for g, axes in matrices:
+    turn = functools.partial(roles.to_matrices, axes=axes)
+    b, *sides = jax.eval_shape(turn, g).shape
+    count[tuple(sorted(sides))] += b
+  rng = np.random.default_rng(0)
+  found = []
+  for (m, n), b in count.items():
+    x_NM, _ = np.linalg.qr(rng.standard_normal((n, m), np.float32))
+    found.append(jnp.tile(x_NM.T, (b, 1, 1)))
+  return found
 
 
 def _triad(_):
@@ -119,10 +164,9 @@ def _triad(_):
   return optax.scale(1e-3)
 
 
-def measure(makes, params, grads, repeats):
+def measure(running, grads, repeats):
   """Returns name -> seconds of each turn; the programs take turns."""
-  seconds = {name: [] for name in makes}
-  running = {name: Program(make, params) for name, make in makes.items()}
+  seconds = {name: [] for name in running}
   for i in range(repeats + 2):  # two turns to compile and to warm up
     for name, program in running.items():
       elapsed = program(grads)
@@ -131,17 +175,62 @@ def measure(makes, params, grads, repeats):
   return seconds
 
 
-def _row(name, seconds, limit):
-  low, median, high = statistics.quantiles(seconds, n=4)
-  return (
-    f'| {name} | {1e3 * median:.1f} | {1e3 * low:.1f} - {1e3 * high:.1f} '
-    f'| {median / limit:.2f} |'
-  )
+def _row(name, seconds, *more):
+  cuts = statistics.quantiles(seconds, n=4)
+  low, median, high = (f'{1e3 * x:.1f}' for x in cuts)
+  return f'| {name} | {median} | {low} - {high} | {" | ".join(more)} |'
 
 
+def _ratio(a, b):
+  return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def elementwise(rows, params, grads):
+  """Prints a row for each of name -> (transformation, passes)."""
+  print('| step | ms | quartiles | times its memory limit |')
+  print('| --- | --- | --- | --- |')
+  for i in range(0, len(rows), _TOGETHER.value):
+    names = list(rows)[i : i + _TOGETHER.value]
+    makes = {'triad': _triad, **{k: rows[k][0] for k in names}}
+    running = {k: Program(make, params) for k, make in makes.items()}
+    seconds = measure(running, grads, _REPEATS.value)
+    triad = statistics.median(seconds['triad'])
+    print(_row('triad', seconds['triad'], '1.00'))
+    for name in names:
+      limit = triad * rows[name][1] / 3
+      ratio = statistics.median(seconds[name]) / limit
+      print(_row(name, seconds[name], f'{ratio:.2f}'), flush=True)
+
+
+def on_matrices(makes, matrices):
+  """Prints the rows of Muon beside the products alone."""
+  stacks = orthogonal_stacks(matrices)
+  grads = [jnp.sin(jnp.arange(g.size)).reshape(g.shape) for g, _ in matrices]
+  alone = {
+    'products, in turn': Products(stacks, True),
+    'products, batched': Products(stacks, False),
+  }
+  running = {**alone, **{k: Program(v, grads) for k, v in makes.items()}}
+  seconds = measure(running, grads, max(5, _REPEATS.value // 2))
+  best = min((seconds[name] for name in alone), key=statistics.median)
+  shapes = [x.shape for x in stacks]
+  flops = sum(5 * b * (4 * m * m * n + 2 * m**3) for b, m, n in shapes)
+  print('\n| step on the matrices | ms | quartiles | GFLOP/s', end=' ')
+  print("| of the machine's | optax muon, times it |")
+  print('| --- | --- | --- | --- | --- | --- |')
+  for name, s in seconds.items():
+    rate = f'{flops / statistics.median(s) / 1e9:.1f}'
+    theirs = seconds.get('optax muon') if name in makes else None
+    ratio = f'{_ratio(theirs, s):.2f}' if theirs else ''
+    print(_row(name, s, rate, f'{_ratio(best, s):.2f}', ratio))
+
+
+@results.entry('optimizer steps')
 def main(argv):
   del argv
-  built = model.build(base.get_config(f'size={_SIZE.value}').model)
+  config = base.get_config(f'size={_SIZE.value}').model
+  config.scan_layers |= _SCAN.value
+  built = model.build(config)
   abstract = jax.eval_shape(built.init, jax.random.key(0))
   grads = jax.tree.map(lambda x: jnp.full(x.shape, 1e-3), abstract)
   params = jax.tree.map(lambda x: jnp.ones(x.shape), abstract)
@@ -149,41 +238,18 @@ def main(argv):
   print(f'{count:,} parameters, {jax.default_backend()}, jax {jax.__version__}')
   print('GLIBC_TUNABLES=' + os.environ.get('GLIBC_TUNABLES', ''), '\n')
   wanted = lambda name: not _ONLY.value or name in _ONLY.value
-
   rows = {k: v for k, v in programs(built.axes).items() if wanted(k)}
-  print('| step | ms | quartiles | times its memory limit |')
-  print('| --- | --- | --- | --- |')
-  for i in range(0, len(rows), _TOGETHER.value):
-    names = list(rows)[i : i + _TOGETHER.value]
-    makes = {'triad': _triad, **{k: rows[k][0] for k in names}}
-    seconds = measure(makes, params, grads, _REPEATS.value)
-    triad = statistics.median(seconds['triad'])
-    print(_row('triad', seconds['triad'], triad))
-    for name in names:
-      print(_row(name, seconds[name], triad * rows[name][1] / 3), flush=True)
-
-  flat = zip(jax.tree.leaves(grads), jax.tree.leaves(built.axes), strict=True)
-  matrices = [(g, a) for g, a in flat if a.role == 'matrix']
-  grads = [jnp.sin(jnp.arange(g.size)).reshape(g.shape) for g, _ in matrices]
-  axes = [a for _, a in matrices]
-  makes = {k: v for k, v in muons(axes).items() if wanted(k)}
-  if not makes:
-    return
-  seconds = measure(makes, grads, grads, max(3, _REPEATS.value // 2))
-  print('\n| step on the matrices | ms | quartiles | GFLOP/s |')
-  print('| --- | --- | --- | --- |')
-  flops = sum(_newton_schulz_flops(g.shape, a) for g, a in matrices)
-  for name, s in seconds.items():
-    rate = flops / statistics.median(s) / 1e9
-    print(_row(name, s, statistics.median(s) / rate))
-
-
-def _newton_schulz_flops(shape, axes):
-  x = jax.eval_shape(
-    lambda x: roles.to_matrices(x, axes), jax.ShapeDtypeStruct(shape, 'float32')
+  if rows:
+    elementwise(rows, params, grads)
+  flat = zip(
+    jax.tree.leaves(abstract), jax.tree.leaves(built.axes), strict=True
   )
-  b, m, n = x.shape[0], min(x.shape[1:]), max(x.shape[1:])
-  return 5 * b * (4 * m * m * n + 2 * m**3)
+  matrices = [(g, a) for g, a in flat if a.role == 'matrix']
+  del params, grads
+  makes = muons([a for _, a in matrices])
+  makes = {k: v for k, v in makes.items() if wanted(k)}
+  if makes:
+    on_matrices(makes, matrices)
 
 
 if __name__ == '__main__':

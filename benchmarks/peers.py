@@ -26,6 +26,7 @@ from absl import flags
 from rich import table
 from rich.console import Console
 
+from benchmarks import results
 from launch import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -238,6 +239,7 @@ def compare(size: str, names: list[str], turns: int) -> table.Table:
   return out
 
 
+@results.entry('training steps of peers')
 def main() -> None:
   if _CONTENDER.value:
     contend(_CONTENDER.value, _SIZES.value[0], _SECONDS.value)

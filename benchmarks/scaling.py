@@ -10,6 +10,8 @@ batch on the device x sequence x width, all float32:
   data    all-reduce of the gradients: P
   fsdp    gather the parameters twice, reduce-scatter the gradients: 3 P
   tensor  4 all-reduces of A per layer (Megatron-LM, 1909.08053), 2 for the head
+  muon    (all with Newton-Schulz) 2 all-to-alls of the matrices on a device per
+          sharded axis, one each way; over `data`, a gather of the results
 
 Bytes are those of the results in the program. The CPU backend writes a
 reduce-scatter as an all-reduce and a slice. Memory is the compiler's: the state
@@ -25,6 +27,7 @@ from absl import flags
 from rich import table
 from rich.console import Console
 
+from benchmarks import results
 from launch import cli
 
 os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
@@ -61,7 +64,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
   return {kind: (count[kind], size[kind]) for kind in _KINDS if count[kind]}
 
 
-def least(config, mesh: dict[str, int], parameters: int) -> int:
+def least(config, mesh: dict[str, int], parameters: int, matrices: int) -> int:
   """Bytes that the step must move over this mesh (see the top)."""
   shards, tensor = mesh.get('fsdp', 1), mesh.get('tensor', 1)
   local = 4 * parameters // tensor
@@ -74,46 +77,44 @@ def least(config, mesh: dict[str, int], parameters: int) -> int:
     rows = config.batch_size // (mesh.get('data', 1) * shards)
     activation = 4 * rows * config.seq_len * config.model.d_model
     total += (4 * config.model.num_layers + 2) * activation
+  if 'ns_steps' in config.optimizer:
+    split = (shards > 1) + (tensor > 1)
+    total += 2 * split * 4 * matrices // math.prod(mesh.values())
+    if mesh.get('data', 1) > 1:
+      total += 4 * matrices // (shards * tensor)
   return total
 
 
 def compile_step(mesh: dict[str, int]):
-  """Returns the config, the program and the number of parameters."""
+  """Returns config, program, counts of parameters and matrices, bytes held."""
   import jax
 
   from configs import base
-  from lm import loop, step
+  from lm import dry_run, loop
 
   config = base.get_config(f'size={_SIZE.value},optimizer={_OPTIMIZER.value}')
   config.update({'batch_size': 16, 'mesh': {'data': -1, **mesh}})
   config.model.update({'num_layers': _LAYERS.value, 'scan_layers': False})
   built = loop.build(config)
-  tokens = jax.ShapeDtypeStruct(
-    (config.batch_size, config.seq_len + 1), jax.numpy.int32
-  )
-  with jax.set_mesh(built.mesh):
-    lowered = built.train_step.lower(
-      built.abstract, tokens, step.floats(config)
-    )
-  leaves = jax.tree.leaves(built.abstract)
-  local = sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    for x in leaves
-  )
-  parameters = sum(x.size for x in jax.tree.leaves(built.abstract.params))
-  return config, lowered.compile(), parameters, local
+  parameters = jax.tree.leaves(built.abstract.params)
+  roles = zip(parameters, jax.tree.leaves(built.model.axes), strict=True)
+  matrices = sum(x.size for x, a in roles if a.role == 'matrix')
+  total = sum(x.size for x in parameters)
+  local = dry_run.device_bytes(built.abstract)
+  return config, dry_run.compiled(config, built), total, matrices, local
 
 
+@results.entry('collectives and memory per mesh')
 def main() -> None:
   moved = table.Table('mesh', 'collective', 'operations', 'MB', 'least, MB')
   held = table.Table('mesh', 'state, MB', 'must be, MB', 'temporary, MB')
   for name, mesh in MESHES.items():
-    config, program, parameters, local = compile_step(mesh)
+    config, program, parameters, matrices, local = compile_step(mesh)
     found = collectives(program.as_text())
     for kind, (count, size) in found.items():
       moved.add_row(name, kind, str(count), f'{size / 1e6:.1f}')
     total = sum(size for _, size in found.values())
-    needed = least(config, mesh, parameters)
+    needed = least(config, mesh, parameters, matrices)
     moved.add_row(
       name, 'all', '', f'{total / 1e6:.1f}', f'{needed / 1e6:.1f}',
       end_section=True,

@@ -20,6 +20,7 @@ import time
 import numpy as np
 from absl import app
 
+from benchmarks import results
 from schedules.theory import bound, refine
 
 STEPS = 10**6
@@ -81,6 +82,7 @@ def _starts(folder: pathlib.Path) -> dict[str, float]:
   return {name: seconds(lambda n=name: call(n)) for name in commands}
 
 
+@results.entry('schedule tools')
 def main(_) -> None:
   lr = 1 - np.arange(STEPS) / STEPS
   taken = seconds(lambda: bound.omega(lr))

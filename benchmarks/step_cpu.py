@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from rich import table
 from rich.console import Console
 
+from benchmarks import results
 from configs import base
 from lm import loss, model
 
@@ -32,6 +33,7 @@ SECONDS = flags.DEFINE_float('seconds', 3.0, 'of each turn')
 TOKENS = flags.DEFINE_integer('slice_tokens', 1024, 'tokens per slice')
 
 
+@results.entry('training steps on the CPU')
 def main(_):
   columns = 'tokens/s: median', 'min .. max', 'ratio: median', 'CPU s/step'
   out = table.Table('size', 'form', *columns)

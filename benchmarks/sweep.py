@@ -19,6 +19,7 @@ import time
 import numpy as np
 from absl import flags
 
+from benchmarks import results
 from launch import cli
 
 _SIZE = flags.DEFINE_string('size', 'nano', 'of configs/sizes.py')
@@ -80,9 +81,11 @@ def in_processes(folder: str) -> None:
         f'--config.checkpoint.every_steps={_STEPS.value}',
       ]  # fmt: skip
       running.append(_start(command))
-    running[0].wait()
-    if running.pop(0).returncode:
+    while all(process.poll() is None for process in running):
+      time.sleep(0.02)
+    if any(process.returncode for process in running):
       raise RuntimeError('launch.train failed')
+    running = [p for p in running if p.returncode is None]
 
 
 def _start(command):
@@ -108,6 +111,7 @@ def _seconds(form: str) -> float:
   return time.perf_counter() - begin
 
 
+@results.entry('many settings in one program')
 def main() -> None:
   if _FORM.value:
     print(in_one_program(_FORM.value == 'vmapped'))

@@ -18,12 +18,7 @@ def report(config: ConfigDict, workdir: str = '') -> None:
   if not address.steps(pathlib.Path(workdir)):
     restore.check_shapes(config, built.abstract)
   abstract = built.abstract
-  tokens = jax.ShapeDtypeStruct(
-    (config.batch_size, config.seq_len + 1), jax.numpy.int32
-  )
-  with jax.set_mesh(built.mesh):
-    lowered = built.train_step.lower(abstract, tokens, step.floats(config))
-    memory = lowered.compile().memory_analysis()
+  memory = compiled(config, built).memory_analysis()
   flops = model.flops_per_token(config.model, config.seq_len)
   per_step = config.batch_size * config.seq_len
   rows = [
@@ -48,6 +43,18 @@ def report(config: ConfigDict, workdir: str = '') -> None:
   for row in rows:
     grid.add_row(*row)
   console.Console().print(grid)
+
+
+def compiled(config: ConfigDict, built: loop.Built) -> Any:
+  """Compiles the training step of a config; allocates nothing."""
+  tokens = jax.ShapeDtypeStruct(
+    (config.batch_size, config.seq_len + 1), jax.numpy.int32
+  )
+  with jax.set_mesh(built.mesh):
+    lowered = built.train_step.lower(
+      built.abstract, tokens, step.floats(config)
+    )
+    return lowered.compile()
 
 
 def _by_role(built):

@@ -1,0 +1,73 @@
+"""Entries of benchmarks/RESULTS.md, with date, device and command: --write.
+
+python -m benchmarks.data --write
+"""
+
+import contextlib
+import datetime
+import functools
+import io
+import os
+import pathlib
+import platform
+import shlex
+import sys
+from collections.abc import Callable
+
+from absl import flags
+
+WRITE = flags.DEFINE_bool(
+  'write', False, 'enter the output in RESULTS.md', module_name=sys.argv[0]
+)
+_RESULTS = pathlib.Path(__file__).with_name('RESULTS.md')
+
+
+def entry(title: str) -> Callable[..., Callable]:
+  """Makes a `main` that enters what it prints in RESULTS.md, with --write."""
+
+  def decorate(main):
+    @functools.wraps(main)
+    def wrapped(*args):
+      if not WRITE.value:
+        return main(*args)
+      printed = _Copy()
+      with contextlib.redirect_stdout(printed):
+        code = main(*args)
+      enter(title, printed.getvalue())
+      return code
+
+    return wrapped
+
+  return decorate
+
+
+def enter(title: str, text: str) -> None:
+  """Puts an entry on top of RESULTS.md; text without a table stays as it is."""
+  import jax  # late: a benchmark sets the environment of jax first
+
+  device = jax.devices()[0].device_kind
+  if jax.default_backend() == 'cpu':
+    device = f'CPU, {os.cpu_count()} cores'
+  name = pathlib.Path(sys.argv[0]).stem
+  given = shlex.join(a for a in sys.argv[1:] if a != '--write')
+  command = f'python -m benchmarks.{name} {given}'.strip()
+  text = text.strip('\n')
+  if '| --- |' not in text:
+    text = f'```\n{text}\n```'
+  new = (
+    f'## {datetime.date.today()}, {title} ({device})\n\n`{command}`, Python '
+    f'{platform.python_version()}, jax {jax.__version__}:\n\n{text}\n\n'
+  )
+  old = _RESULTS.read_text()
+  at = old.index('## ')
+  _RESULTS.write_text(old[:at] + new + old[at:])
+  print(f'\nentered in {_RESULTS}')
+
+
+class _Copy(io.StringIO):
+  """Keeps what is printed, and prints it."""
+
+  def write(self, text: str) -> int:
+    sys.__stdout__.write(text)
+    sys.__stdout__.flush()
+    return super().write(text)

@@ -1,0 +1,127 @@
+r"""Each optimizer's update beside the gradient: what share of a step it takes.
+
+  python -m benchmarks.share [--size=small] [--batch_size=4] [--only=muon]
+  python -m benchmarks.share --size=124m --batch_size=32      (on a GPU)
+
+`update` clips, runs the optimizer at its default config and adds the result, as
+lm/step.py does; the mean of --updates in a row, as some methods do more in some
+steps. `gradient` is the rest of the training step. They take turns, optimizer
+by optimizer, so that one state is in memory; medians and quartiles. A share is
+update / (update + gradient): at the measured tokens, and at 0.5M tokens, where
+the gradient takes longer in proportion and the update does not. Computed in
+float32 on a CPU.
+"""
+
+import functools
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+
+from benchmarks import results
+from configs import base
+from launch import cli
+from lm import model, spec, state, step
+
+_SIZE = flags.DEFINE_string('size', 'small', 'of configs/sizes.py')
+_BATCH = flags.DEFINE_integer('batch_size', 4, 'sequences per gradient', 1)
+_TURNS = flags.DEFINE_integer('turns', 5, 'of gradient and updates', 2)
+_UPDATES = flags.DEFINE_integer('updates', 10, 'of each turn', 1)
+_ONLY = flags.DEFINE_list('only', [], 'names of optimizers; empty = all')
+_LARGE = 500_000  # tokens of the step in the last column
+
+
+def get_config(name: str):
+  config = base.get_config(f'size={_SIZE.value},optimizer={name}')
+  config.batch_size, config.checkpoint.mean = _BATCH.value, False
+  if jax.default_backend() == 'cpu':
+    config.model.dtype = 'float32'
+  return config
+
+
+def update(config, axes, held, grads, traced):
+  """The part of lm/step.py behind the gradient."""
+  params, opt_state = held
+  hook = functools.partial(step._hook, config, traced)
+  params = hook('train_params', opt_state, params)
+  tx = state.optimizer(config, axes, traced['learning_rate'], traced)
+  clipped = step._clipped(grads, optax.tree.norm(grads), traced)
+  updates, opt_state = tx.update(clipped, opt_state, params)
+  params = optax.apply_updates(params, updates)
+  return hook('eval_params', opt_state, params), opt_state
+
+
+def seconds(function) -> float:
+  begin = time.perf_counter()
+  jax.block_until_ready(function())
+  return time.perf_counter() - begin
+
+
+class Updates:
+  """An optimizer with its own parameters and state, updated in place."""
+
+  def __init__(self, name, net, params):
+    config = get_config(name)
+    init = jax.jit(functools.partial(state.init, config, net))
+    start = init(jax.random.key(0), params)
+    self._held = start.params, start.opt_state
+    self._traced = step.floats(config)
+    one = functools.partial(update, config, net.axes)
+    self._update = jax.jit(one, donate_argnums=0)
+
+  def __call__(self, grads):
+    for _ in range(_UPDATES.value):
+      self._held = self._update(self._held, grads, self._traced)
+    return self._held
+
+
+def turns_of(name, net, params, gradient):
+  """Returns (seconds of an update, of a gradient) of each turn."""
+  updates = Updates(name, net, params)
+  grads = gradient()
+  turns = []
+  for _ in range(_TURNS.value + 1):
+    taken = seconds(lambda: updates(grads)) / _UPDATES.value
+    turns.append((taken, seconds(gradient)))
+  return turns[1:]  # the first compiles
+
+
+@results.entry('share of the optimizer')
+def main() -> None:
+  config = get_config('adamw')
+  net = model.build(config.model)
+  params = jax.block_until_ready(net.init(jax.random.key(0)))
+  shape = config.batch_size, config.seq_len + 1
+  rng = np.random.default_rng(0)
+  tokens = jnp.asarray(rng.integers(config.model.vocab_size, size=shape))
+  whole = functools.partial(step._gradient, config, net, None)
+  take = jax.jit(lambda *args: whole(*args)[0])
+  gradient = lambda: take(step.floats(config), tokens, params)
+  count = config.batch_size * config.seq_len
+  print(f'{_SIZE.value}, {count:,} tokens, {_TURNS.value} turns\n')
+  print(
+    f'| optimizer | update, ms | gradient, ms | share at {count:,} tokens '
+    '| at 0.5M |\n| --- | --- | --- | --- | --- |'
+  )
+  for name in _ONLY.value or spec.names('optimizers'):
+    turns = turns_of(name, net, params, gradient)
+    spread = ' | '.join(map(_spread, zip(*turns, strict=True)))
+    small, large = _share(turns, 1), _share(turns, _LARGE / count)
+    print(f'| {name} | {spread} | {small:.1%} | {large:.2%} |', flush=True)
+
+
+def _share(turns, tokens):
+  return statistics.median(u / (u + tokens * g) for u, g in turns)
+
+
+def _spread(values):
+  low, middle, high = (1e3 * x for x in statistics.quantiles(values, n=4))
+  return f'{middle:.1f} ({low:.1f} - {high:.1f})'
+
+
+if __name__ == '__main__':
+  cli.run(main)
