@@ -33,7 +33,7 @@ def main() -> int:
     _time(pathlib.Path(folder, 'compiles'))
     start, train = _time(whole)
     print(f'Without a kill: {start:.1f} s to start, {train:.1f} s to train.')
-    kills = _kill_often(killed, start, train)
+    kills = _kill_often(killed, start)
     _time(killed)
     try:
       helpers.assert_same_run(whole, killed)
@@ -75,21 +75,23 @@ def _time(run: pathlib.Path) -> tuple[float, float]:
   return first - begin, time.time() - first
 
 
-def _kill_often(run: pathlib.Path, start: float, train: float) -> int:
+def _kill_often(run: pathlib.Path, start: float) -> int:
   """Kills the run up to --kills times; returns how often it did."""
   rng = random.Random(_SEED.value)
   print(_ROW.format('kill', 'after', 'last line', 'checkpoint', 'moment'))
   for kill in range(_KILLS.value):
-    after = rng.uniform(0, start)
-    if kill % 4:  # short enough for the run to outlast all kills
-      after = start + rng.uniform(0, 1.5 * train / _KILLS.value)
-    process = _start(run)
-    try:
-      process.wait(after)
+    process, begin = _start(run), time.time()
+    if kill % 4:  # few enough steps for the run to outlast all kills
+      seen = _last(run) + rng.uniform(0, 1.5 * _STEPS.value / _KILLS.value)
+      while _last(run) < seen and process.poll() is None:
+        time.sleep(rng.uniform(0, 0.05))
+    else:
+      time.sleep(rng.uniform(0, start))
+    if process.poll() is not None:
       return kill
-    except subprocess.TimeoutExpired:
-      process.kill()
-      process.wait()
+    process.kill()
+    process.wait()
+    after = time.time() - begin
     lines = log.read_lines(run / 'metrics.jsonl')
     saved = address.steps(run)
     print(
@@ -103,6 +105,11 @@ def _kill_often(run: pathlib.Path, start: float, train: float) -> int:
       flush=True,
     )
   return _KILLS.value
+
+
+def _last(run: pathlib.Path) -> int:
+  lines = log.read_lines(run / 'metrics.jsonl')
+  return lines[-1]['step'] if lines else 0
 
 
 def _moment(run: pathlib.Path, kill: int) -> str:
