@@ -40,6 +40,10 @@ bench: .venv/installed-test
 	$(call run,benchmarks.checkpoints)
 	$(call run,benchmarks.scaling)
 	$(call run,benchmarks.schedules)
+	$(call run,benchmarks.memory --sizes=124m)
+	$(call run,benchmarks.share --size=nano)
+	$(call run,benchmarks.merging --layers=2 --parts=cold,warm)
+	$(call run,benchmarks.sweep --settings=4 --num_steps=20)
 
 lint: .venv/installed-test
 	@$(VENV) -m ruff check
