@@ -32,7 +32,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 
 
 def rates() -> np.ndarray:
-  return np.geomspace(1e-3, 1e-2, _SETTINGS.value)
+  return np.geomspace(3e-4, 3e-3, _SETTINGS.value)
 
 
 def in_one_program(vmapped: bool) -> np.ndarray:
