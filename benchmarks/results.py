@@ -10,6 +10,7 @@ import io
 import os
 import pathlib
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -49,8 +50,9 @@ def enter(title: str, text: str) -> None:
   if jax.default_backend() == 'cpu':
     device = f'CPU, {os.cpu_count()} cores'
   name = pathlib.Path(sys.argv[0]).stem
-  given = shlex.join(a for a in sys.argv[1:] if a != '--write')
-  command = f'python -m benchmarks.{name} {given}'.strip()
+  given = [a for a in sys.argv[1:] if a != '--write']
+  places = [re.sub('(--peer_dir=).*', r'\1PEERS', a) for a in given]
+  command = f'python -m benchmarks.{name} {shlex.join(places)}'.strip()
   text = text.strip('\n')
   if '| --- |' not in text:
     text = f'```\n{text}\n```'
