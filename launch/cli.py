@@ -54,6 +54,11 @@ def run(main: Callable[[], int | None], default_config: str = '') -> None:
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     code = 130
+  except Exception as e:  # of libraries that wrap the system's error
+    if 'No space left on device' not in str(e):
+      raise
+    print('error: no space left on device.', file=sys.stderr)
+    code = 2
   sys.stdout.flush()
   sys.exit(code or 0)
 

@@ -27,19 +27,34 @@ def main() -> None:
   from launch.parts import show
   from lm.run import Run
 
-  runs = {}
-  rows = []
+  runs, rows, sets = {}, [], {}
   for text, ref in zip(_AT.value, refs, strict=True):
     run = runs.setdefault(ref.run, Run(ref.run))
     at = ref.item.parent.name if ref.step is None else ref.step
     losses = run.losses(run.params(at))
     rows.append([text, *show.loss(run, losses)])
+    tokens, size = run.data.eval_tokens_ES, run.config.eval.batch_size
+    same = (size, tokens.shape, tokens.tobytes())
+    what = f'{len(losses)} batches of {size} x {tokens.shape[1] - 1} tokens'
+    sets.setdefault(same, (what, []))[1].append(text)
   show.table(['checkpoint', 'loss (nats)', '+-', 'bits per byte'], rows)
-  print(f'{len(losses)} batches of {run.config.eval.batch_size} sequences; '
-        '+- is the standard error over batches.')  # fmt: skip
-  rates = runs[refs[0].run].learning_rates()
+  print('+- is the standard error over batches.')
+  for what, names in sets.values():
+    print(f'{", ".join(names)}: {what}')
+  if len(sets) > 1:
+    print(
+      f'warning: these are {len(sets)} validation sets; only losses on one of '
+      'them can be compared.'
+    )
+  print(f'Next: python -m {_next(runs[refs[0].run], refs[0], _AT.value[0])}')
+
+
+def _next(run, ref, text) -> str:
+  if run.meta['status'] == 'imported':
+    return f'launch.generate --at={shlex.quote(text)}'
+  rates = run.learning_rates()
   tool = 'emulate' if rates[len(rates) // 2] == rates[-1] else 'refine'
-  print(f'Next: python -m launch.{tool} --run={shlex.quote(str(refs[0].run))}')
+  return f'launch.{tool} --run={shlex.quote(str(ref.run))}'
 
 
 if __name__ == '__main__':

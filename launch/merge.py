@@ -113,6 +113,11 @@ def _merge_run(options) -> None:
   from merging.engine import artifact
 
   _refuse(('tree', 'out'), 'needs --inputs')
+  if _DTYPE.value == 'float64':
+    raise UserError(
+      "--dtype='float64' is not what a run can read; legal: float32, bfloat16, "
+      'float16. Sums are float64 with --accumulate=float64.'
+    )
   if _STATE.value:
     _refuse(('means', 'stored'), 'does not go with --state')
   run = Run(_RUN.value)

@@ -68,12 +68,24 @@ def _after(workdir: str) -> str:
   run = Run(workdir)
   parent = run.meta['parent'].rpartition('@')[0]
   if _CONFIG.value.branch and parent:
-    options = f'--run={shlex.quote(parent)} --against={shlex.quote(workdir)}'
-    return f'python -m launch.emulate {options}'
+    return f'python -m {_beside(run, parent, workdir)}'
   rates = run.learning_rates()
   if rates[len(rates) // 2] == rates[-1]:
     return f'python -m launch.emulate --run={shlex.quote(workdir)}'
   return f'python -m launch.evaluate --at={shlex.quote(workdir)}'
+
+
+def _beside(run, parent: str, workdir: str) -> str:
+  """The parent's emulated decays, if it kept its rate to this branch's end."""
+  from lm.run import Run
+
+  whole, end = Run(parent), run.steps[-1]
+  rates = whole.learning_rates()[int(run.meta['parent'].rpartition('@')[2]) :]
+  window = rates[: end - whole.config.num_steps or None]
+  if end in whole.steps and (window == rates[0]).all():
+    options = f'--run={shlex.quote(parent)} --against={shlex.quote(workdir)}'
+    return f'launch.emulate {options}'
+  return f'launch.evaluate --at={shlex.quote(f"{parent},{workdir}")}'
 
 
 if __name__ == '__main__':

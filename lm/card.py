@@ -180,6 +180,22 @@ def _knobs(config, at):
   return jax.tree.leaves(jax.jit(jax.vmap(one))(np.arange(at, dtype=np.int32)))
 
 
+def _check_lost(run, every):
+  """Refuses to begin anew where metrics tell of checkpoints that are gone.
+
+  The second save waits for the first: a killed start has fewer lines.
+  """
+  kept = (p.name.isdecimal() for p in run.glob('checkpoints/*'))
+  if any(kept) or (run / 'damaged').exists():
+    return  # lm/checkpoint.py says what is the matter with those
+  lines = log.read_lines(run / 'metrics.jsonl')
+  if lines and lines[-1]['step'] - lines[0]['step'] > every:
+    raise UserError(
+      f'{run} has metrics up to step {lines[-1]["step"]} and no checkpoint: '
+      'put its checkpoints back, or use a new --workdir.'
+    )
+
+
 class Card:
   """Takes a run directory and keeps its config.json and meta.json.
 
@@ -196,6 +212,7 @@ class Card:
     saved = address.steps(run)
     check_config(run, config, saved[-1] if saved else 0)
     old = log.read_json(self._path) if self._path.exists() else {}
+    _check_lost(run, config.checkpoint.every_steps)
     known = old.get('data_fingerprint', fingerprint)
     if known != fingerprint:
       raise UserError(

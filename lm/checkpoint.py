@@ -254,12 +254,15 @@ def restore_tree(path: pathlib.Path, abstract: Any) -> Any:
 def restore_merged(path: pathlib.Path, abstract: Any) -> Any:
   """Restores an item of <run>/merged/<name>: 'params', or 'state' with --state.
 
-  It is verified if launch.merge wrote it.
+  It is verified if launch.merge wrote it, in the precision in which it did.
   """
-  tree = restore_tree(path, abstract)
   marks = path.parent / 'fingerprints.json'
   if not marks.is_file():
-    return tree
+    return restore_tree(path, abstract)
+  like, stored = abstract, abstract_item(path)
+  if jax.tree.structure(stored) == jax.tree.structure(abstract):
+    like = jax.tree.map(lambda a, s: a.update(dtype=s.dtype), abstract, stored)
+  tree = restore_tree(path, like)
   want = log.read_json(marks)
   found = fingerprint.by_path(fingerprint.of(tree))
   wrong = [k for k, v in found.items() if want.get(fingerprint.untyped(k)) != v]
@@ -267,7 +270,7 @@ def restore_merged(path: pathlib.Path, abstract: Any) -> Any:
     raise Damaged(
       f'{path.parent} is damaged: {wrong[0]} is not what was saved.'
     )
-  return tree
+  return jax.tree.map(lambda x, a: x.astype(a.dtype), tree, abstract)
 
 
 def read_meta(run: str | pathlib.Path, step: int) -> dict[str, Any]:

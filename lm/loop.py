@@ -95,6 +95,8 @@ _RANGES = {
   'seq_len': (1, 2**31 - 1),
   'learning_rate': follow.legal('learning_rate'),
   **dict.fromkeys(('clip_norm', 'z_loss', *step.OPTIONAL), (0.0, 1e30)),
+  'width.lr_power': (-10.0, 10.0),
+  **dict.fromkeys(('width.embedding_decay', 'width.head_decay'), (0.0, 1e30)),
   'eval.batch_size': (1, 2**31 - 1),
   'eval.every_steps': (0, 2**31 - 1),
   'checkpoint.every_steps': (1, 2**31 - 1),

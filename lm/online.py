@@ -8,16 +8,18 @@
 
 What lies further back is read from the checkpoints of the run, so that there is
 no other state, and a resumed run reports the same. Where they do not reach back
-far enough, or are damaged, nothing is reported. The loop waits for the reading.
+far enough, or are damaged, nothing is reported, nor a decay where the learning
+rate was not constant. The loop waits for the reading.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from lm import averages, checkpoint
+from lm import averages, checkpoint, step
 from lm.errors import UserError
 from lm.state import TrainState
 
@@ -64,9 +66,26 @@ def parse(config: ConfigDict) -> list[Average]:
       )
     if 0 < keep < count:
       raise refuse(f'needs {count} checkpoints; checkpoint.keep_latest={keep}')
+    if kind == 'linear' and not _ends(config, int(size)):
+      raise refuse(
+        f'needs {size} steps at a constant rate before an evaluation, which '
+        f'schedule={config.schedule.name} has not in num_steps='
+        f'{config.num_steps}'
+      )
     item = 'mean' if kind == 'linear' else 'params'
     found.append(Average(f'{kind}_{size}', item, count))
   return found
+
+
+def _ends(config, window) -> set[int]:
+  """Steps of evaluation that end `window` updates at a constant rate."""
+  rates, every = step.multipliers(config), config.eval.every_steps
+  ends = {config.num_steps}
+  if every:
+    ends |= {*range(0, config.num_steps, every)}
+  return {
+    n for n in ends if n >= window and np.ptp(rates[n - window : n]) < 1e-6
+  }
 
 
 def build(
@@ -84,10 +103,12 @@ def build(
     first: the step at which the run began.
   """
   entries = parse(config)
+  window = lambda e: e.count * config.checkpoint.every_steps
+  ends = {e: _ends(config, window(e)) for e in entries if e.item == 'mean'}
 
   def both(state, n):
     metrics = evaluate(state.params)
-    for entry in entries:
+    for entry in (e for e in entries if n in ends.get(e, {n})):
       params = _average(config, checkpoints, state, n, first, entry)
       if params is not None:
         loss = evaluate(params)['eval/loss']
@@ -113,9 +134,9 @@ def _average(config, checkpoints, state, n, first, entry):
   )
   checkpoints.wait()
   total = None
-  for step in range(oldest, n, every):
+  for at in range(oldest, n, every):
     try:
-      one = checkpoint.restore_item(checkpoints.run, step, entry.item, like)
+      one = checkpoint.restore_item(checkpoints.run, at, entry.item, like)
     except checkpoint.Damaged as e:
       print(f'warning: merged/{entry.name}/loss at step {n}: {e}')
       return None

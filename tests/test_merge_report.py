@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -171,3 +172,18 @@ def test_mistakes_on_the_command_line(
   assert not output.out
   assert sorted(run.path.rglob('*')) == before
   assert not list(tmp_path.iterdir())
+
+
+def test_a_cooldown_may_begin_where_the_run_ends(tmp_path):
+  run = types.SimpleNamespace(
+    path=tmp_path, learning_rates=lambda: np.ones(4), losses=lambda p: p
+  )
+  branch = types.SimpleNamespace(
+    path='b',
+    meta={'parent': f'{tmp_path}@4', 'status': 'done'},
+    steps=[4, 8],
+    learning_rates=lambda: np.array([1, 1, 1, 1, 1, 0.75, 0.5, 0.25]),
+    params=lambda step: np.zeros(2),
+  )
+  found = judgement.cooldown(run, branch)
+  assert (found.end, found.window) == (8, 4)

@@ -119,6 +119,28 @@ def test_merges_without_a_state(run, monkeypatch, capsys, flags, sentence):
   assert sorted(run.rglob('*')) == before
 
 
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_a_merge_of_less_precision_is_verified_and_trains(
+  run, tmp_path, monkeypatch, dtype
+):
+  assert merge(monkeypatch, run, f'--dtype={dtype}', f'--name={dtype}') == 0
+  item = run / 'merged' / dtype / 'params'
+  config = helpers.config(init=str(item.parent), num_steps=1)
+  assert loop.train(config, tmp_path) == 'done'
+  key = "['block_0']['attn']['q']"
+  stored = helpers.flat(
+    checkpoint.restore_tree(item, checkpoint.abstract_item(item))
+  )[key]
+  first = helpers.leaves(tmp_path, 0, 'params')[key]
+  assert (stored.dtype, first.dtype) == (dtype, 'float32')
+  np.testing.assert_array_equal(stored.astype('float32'), first)
+
+
+def test_a_run_cannot_read_float64(run, monkeypatch, capsys):
+  assert merge(monkeypatch, run, '--dtype=float64', '--name=wide') == 2
+  assert 'legal: float32, bfloat16, float16' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('damage', ['number', 'byte', 'gone'])
 def test_a_state_that_is_damaged_or_gone_leaves_no_merge(
   run, tmp_path, monkeypatch, capsys, damage

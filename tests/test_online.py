@@ -79,6 +79,7 @@ def test_resume_reports_the_same(runs, tmp_path, monkeypatch):
     ('ema:wide', {}, "'ema:wide' is not in checkpoint.ema='0.1'"),
     ('linear:4', {'checkpoint__mean': False}, 'needs checkpoint.mean=True'),
     ('linear:4', {'eval__every_steps': 3}, 'eval.every_steps that is a'),
+    ('linear:20', {}, 'needs 20 steps at a constant rate before an evaluation'),
     ('lawa:3', {'checkpoint__keep_latest': 2}, 'checkpoint.keep_latest=2'),
   ],
 )
@@ -91,3 +92,12 @@ def test_mistakes(merged, more, sentence):
 def test_a_width_is_a_number_however_written():
   config = helpers.config(eval__merged='ema:0.10', checkpoint__ema='0.1')
   assert [x.item for x in online.parse(config)] == ['ema_0.1']
+
+
+def test_no_decay_is_emulated_where_the_rate_was_not_constant():
+  """wsd of 12 steps: 2 of warm-up, then its decay from step 8 on."""
+  config = helpers.config(
+    'schedule=wsd', eval__merged='linear:4', **{**KNOBS, 'eval__every_steps': 2}
+  )
+  config.schedule.warmup, config.schedule.decay = 2 / 12, 4 / 12
+  assert online._ends(config, 4) == {6, 8}

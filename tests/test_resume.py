@@ -76,6 +76,14 @@ def test_all_damaged_is_an_error_and_not_a_new_run(whole, tmp_path):
     loop.train(helpers.config(), path)
 
 
+def test_metrics_without_checkpoints_are_not_overwritten(whole, tmp_path):
+  shutil.copytree(whole, tmp_path / 'a')
+  shutil.rmtree(tmp_path / 'a' / 'checkpoints')
+  with pytest.raises(UserError, match='metrics up to step 12 and no'):
+    loop.train(helpers.config(), tmp_path / 'a')
+  assert helpers.lines(tmp_path / 'a') == helpers.lines(whole)
+
+
 def test_a_checkpoint_without_params_is_written_again(whole, tmp_path, capsys):
   path = tmp_path / 'a'
   shutil.copytree(whole, path)

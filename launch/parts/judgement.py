@@ -53,10 +53,12 @@ def cooldown(run: Run, branch: Run) -> Cooldown:
     raise UserError(f'{branch.path} is not done: {branch.meta["status"]}.')
   end, begin = branch.steps[-1], int(start)
   rates = branch.learning_rates()[begin:end]
-  if not np.isclose(rates[0], run.learning_rates()[begin], rtol=1e-5):
+  # At the end of the run: that of its last update.
+  before = run.learning_rates()[: begin + 1][-1]
+  if not np.isclose(rates[0], before, rtol=1e-5):
     raise UserError(
       f'{branch.path} begins at a learning rate of {rates[0]:.3e}, not at that '
-      f'of {run.path} at step {begin}, {run.learning_rates()[begin]:.3e}.'
+      f'of {run.path} at step {begin}, {before:.3e}.'
     )
   held = int(np.argmax(rates < rates[0] * (1 - 1e-6)))
   if not held:

@@ -104,6 +104,11 @@ def refine(
   norms = np.interp(np.arange(end), series.step[good], series.value[good])
   raw = theory.refine(norms, power=choice.power, tau=tau)
   m = _warmed(theory.resample(raw, num_steps or end), warmup)
+  if not np.isfinite(m).all():
+    raise UserError(
+      f'--power={choice.power:g} of these norms is beyond float64; typical: 1 '
+      'or 2.'
+    )
   provenance = {
     'run': found.name,
     'tag': choice.tag,
