@@ -97,6 +97,7 @@ def _plan(old, new, policy=''):
     ]),
     # mu of the rest exists, of the matrices not: count cannot fit both.
     (muon, adamw, 'keep', [
+      "branch_state='keep' finds nothing to keep",
       'initialised count',
       'initialised mu of all parameters',
       'initialised nu of all parameters',
