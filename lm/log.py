@@ -232,7 +232,9 @@ class Writer:
     if 'eval/loss' in values:  # of step `step`, and shown until the next one
       loss = values['eval/loss']
       self._shown['eval/loss'] = f'eval/loss@{step} {loss:.4f}'
-    self._progress.update(step, '  '.join(self._shown.values()))
+    order = ('train/loss', 'eval/loss', 'speed')
+    shown = [self._shown[k] for k in order if k in self._shown]
+    self._progress.update(step, '  '.join(shown))
 
   def _throughput(self, step: int) -> dict[str, float]:
     """Tokens per second since the line before, with evaluation and saving."""
