@@ -195,7 +195,7 @@ def fitting_slices(rows: int, columns: int) -> int:
   """Returns into how many slices to cut a batch where grad_accum_steps is 0.
 
   On a CPU, slices of at most 1024 tokens per device, whose activations stay in
-  the caches: 1.7 times the tokens/s in size `nano`, 1.3 in `tiny` and `small`
+  the caches: 1.5 times the tokens/s in sizes `nano` and `tiny`
   (`benchmarks/step_cpu.py`). Elsewhere 1.
   """
   if jax.default_backend() != 'cpu':
