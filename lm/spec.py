@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, did_you_mean, of_code
 
 _STATIC = (bool, int, str, tuple)
 
@@ -35,7 +35,9 @@ def get(package: str, name: str) -> Callable[..., Any]:
   if name not in names(package):
     hint = did_you_mean(name, names(package))
     raise UserError(f'{package}/{name}.py does not exist.{hint}')
-  function = getattr(importlib.import_module(f'{package}.{name}'), name, None)
+  with of_code(f'{package}/{name}.py'):
+    module = importlib.import_module(f'{package}.{name}')
+  function = getattr(module, name, None)
   if not callable(function):
     raise UserError(f"{package}/{name}.py defines no function '{name}'.")
   return function
