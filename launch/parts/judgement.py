@@ -45,7 +45,8 @@ def cooldown(run: Run, branch: Run) -> Cooldown:
   """Evaluates the end of a branch of `run`, on the tokens of `run`."""
   origin = branch.meta.get('parent', '')  # an imported run has none
   parent, _, start = origin.rpartition('@')
-  if pathlib.Path(parent).resolve() != run.path.resolve() or not parent:
+  here = pathlib.Path(parent).resolve() == run.path.resolve()
+  if not (parent and here and start.isdecimal()):
     raise UserError(
       f"{branch.path} is not a branch of {run.path}: its parent is '{origin}'."
     )
