@@ -11,14 +11,14 @@ import pathlib
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from lm import spec
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, did_you_mean, of_code
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -28,12 +28,17 @@ def define_config() -> Any:
   return config_flags.DEFINE_config_file('config', lock_config=True)
 
 
-def run(main: Callable[[], int | None], default_config: str = '') -> None:
+def run(
+  main: Callable[[], int | None],
+  default_config: str = '',
+  more_help: Callable[[], str] = lambda: '',
+) -> None:
   """Parses flags, runs `main`, and exits with its code.
 
   Args:
     main: the command; it may raise UserError.
     default_config: of a command that has --config, else empty.
+    more_help: returns what --help shows below the flags.
   """
   module = sys.modules[main.__module__]
   try:
@@ -41,6 +46,7 @@ def run(main: Callable[[], int | None], default_config: str = '') -> None:
     if {'--help', '-h', '--helpfull'} & set(argv):
       print(_help(module, argv[0], default_config))
       print(_knobs(sys.argv, argv) if default_config else '', end='')
+      print(more_help(), end='')
       sys.exit(0)
     _check_overrides(argv)
     extra = flags.FLAGS(argv)[1:]
@@ -67,7 +73,7 @@ def load_config(text: str) -> ConfigDict:
   """Loads 'configs/x.py', 'configs/x.py:arg' or '<run>/config.json'.
 
   Raises:
-    UserError: no such file, or a choice that does not exist.
+    UserError: no such file, what it raises, or a choice that does not exist.
   """
   path, _, arg = _json(text).partition(':')
   if not pathlib.Path(path).is_file():
@@ -78,13 +84,26 @@ def load_config(text: str) -> ConfigDict:
     raise UserError(f"'{path}' is not a .py config or a run's config.json.")
   module_spec = importlib.util.spec_from_file_location('config_file', path)
   module = importlib.util.module_from_spec(module_spec)
-  try:
+  with of_code(path):
     module_spec.loader.exec_module(module)
-  except SyntaxError as e:
-    raise UserError(f"'{path}', line {e.lineno}: {e.msg}.") from e
   if not hasattr(module, 'get_config'):
     raise UserError(f"'{path}' has no get_config().")
-  return module.get_config(arg) if arg else module.get_config()
+  with of_code(path):
+    config = module.get_config(arg) if arg else module.get_config()
+  if not isinstance(config, ConfigDict):
+    raise UserError(
+      f"'{path}': get_config() returns no ConfigDict, but {config!r:.40}."
+    )
+  return config
+
+
+def given_config(changes: Mapping[str, Any]) -> list[str]:
+  """Returns --config and its fields as flags, as given but for `changes`."""
+  flag = flags.FLAGS['config']
+  file = config_flags.get_config_filename(flag)
+  file = file.removeprefix(f'{ROOT / "configs" / "resolved.py"}:')
+  fields = {**config_flags.get_override_values(flag), **changes}
+  return [f'--config={file}', *(f'--config.{k}={v}' for k, v in fields.items())]
 
 
 def _json(text: str) -> str:

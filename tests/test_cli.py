@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ from absl import flags
 import optimizers
 from launch import cli, train
 from lm import run as run_lib
-from tests import helpers
+from lm import spec
+from tests import helpers, tools
 
 SCRIPTS = sorted(
   p
@@ -48,6 +50,9 @@ def _train(*args, monkeypatch):
     (['--config={tmp}/broken.json'], 'is not the config.json of a run'),
     (['--config={tmp}/broken.py'], "broken.py', line 1: invalid syntax"),
     (['--config={tmp}/empty.py'], 'has no get_config()'),
+    (['--config={tmp}/raises.py'], "raises.py', line 2: ZeroDivisionError"),
+    (['--config={tmp}/none.py'], 'returns no ConfigDict, but None'),
+    (['--config={tmp}/none.py:x'], "none.py': TypeError: get_config() takes 0"),
     (['--config=configs/debug.py:lion'], "'lion' is not a choice"),
     (['--config=configs/debug.py:optimiser=lion'], "Did you mean 'optimizer'?"),
     (['--config=configs/debug.py:optimizer=lionn'], "Did you mean 'lion'?"),
@@ -99,6 +104,8 @@ def test_a_mistake_is_one_sentence(
   (tmp_path / 'broken.json').write_text('{"a": 1')
   (tmp_path / 'broken.py').write_text('def get_config(:')
   (tmp_path / 'empty.py').write_text('')
+  (tmp_path / 'raises.py').write_text('def get_config():\n  1 / 0\n')
+  (tmp_path / 'none.py').write_text('def get_config():\n  pass\n')
   before = sorted(tmp_path.rglob('*'))
   given = [a.format(tmp=tmp_path) for a in arguments]
   code = _train(
@@ -239,3 +246,14 @@ def test_the_pod_recipe_passes_flags_on(tmp_path):
   usage = pod('remove')
   assert usage.returncode == 2
   assert 'pod.sh create' in usage.stderr
+
+
+def test_the_help_of_merge_lists_every_method_with_its_knobs(
+  monkeypatch, capsys
+):
+  assert tools.call(monkeypatch, 'merge', '--help') == 0
+  lines = capsys.readouterr().out.split('Methods')[1].splitlines()
+  for name in spec.names('merging'):
+    (line,) = [x for x in lines if re.match(rf'  {name}[: ]', x)]
+    knobs = spec.knobs('merging', name).items()
+    assert all(f'{knob}={default}' in line for knob, default in knobs)
