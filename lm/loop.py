@@ -132,6 +132,7 @@ def train(config: ConfigDict, workdir: str) -> str:
   first, built = processes.together(
     lambda: (restore.branch_step(config, run), build(config))
   )
+  processes.together(lambda: mesh.check_memory(built.abstract))
   if not address.steps(run):
     processes.together(lambda: restore.check_shapes(config, built.abstract))
   processes.check_alike('The config', card.config_hash(config))

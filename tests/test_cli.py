@@ -84,6 +84,8 @@ def _train(*args, monkeypatch):
     (['--config.model.attention=fast'], 'fast'),
     (['--config.model.attention=cudnn'], "needs a GPU and a 16-bit"),
     (['--config.model.rope_theta=0'], 'model.rope_theta=0.0 must be from 1'),
+    (['--config.model.vocab_size=2147483648'], 'vocab_size=2147483648 must be'),
+    (['--config.model.vocab_size=2147483647'], 'averages need 2048.0 GiB per'),
     (['--config.model.init_std=nan'], 'model.init_std=nan must be from 0'),
     (['--config.model.num_kv_heads=3'], 'num_kv_heads'),
     (['--num_processes=2'], 'need a --coordinator'),
