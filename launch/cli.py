@@ -53,6 +53,7 @@ def run(
     if extra:
       raise UserError(f"'{extra[0]}' is not a flag; flags begin with --.")
     _compilation_cache()
+    sys.unraisablehook = _quieter(sys.unraisablehook)
     code = main()
   except (flags.Error, UserError, OSError) as e:
     print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
@@ -156,6 +157,20 @@ def _check_field(config: ConfigDict, field: str, value: str) -> None:
       f'{field}={value} would need other knobs; choose it behind the colon: '
       f'--config=FILE:{field.removesuffix(".name")}={value}.'
     )
+
+
+def _quieter(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+  """Leaves out what tensorstore prints, dozens of times, at a damaged item.
+
+  Orbax closes its event loop at the first error of a read; the other reads
+  then complain that it is closed. The first error is reported by itself.
+  """
+
+  def quiet(unraisable):
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      hook(unraisable)
+
+  return quiet
 
 
 def _compilation_cache() -> None:

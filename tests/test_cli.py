@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 from absl import flags
@@ -248,6 +249,14 @@ def test_the_pod_recipe_passes_flags_on(tmp_path):
   usage = pod('remove')
   assert usage.returncode == 2
   assert 'pod.sh create' in usage.stderr
+
+
+def test_a_damaged_item_is_reported_once_and_by_nothing_else():
+  seen = []
+  quiet = cli._quieter(seen.append)
+  for text in ('Event loop is closed', 'another'):
+    quiet(types.SimpleNamespace(exc_value=RuntimeError(text)))
+  assert [str(x.exc_value) for x in seen] == ['another']
 
 
 def test_the_help_of_merge_lists_every_method_with_its_knobs(
