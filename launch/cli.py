@@ -59,8 +59,13 @@ def run(
     print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
     code = 2
   except KeyboardInterrupt:
-    print('interrupted', file=sys.stderr)
-    code = 130
+    print(
+      'interrupted; the same command starts again, and a run goes on from its '
+      'newest checkpoint.',
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(130)  # as kill -9: a save that was cut would print or hang
   except Exception as e:  # of libraries that wrap the system's error
     if 'No space left on device' not in str(e):
       raise

@@ -1,14 +1,8 @@
-"""Resume, branch, init, kills, damaged checkpoints."""
+"""Resume, branch, init, damaged checkpoints."""
 
 import json
-import os
-import pathlib
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import types
 
 import jax
@@ -21,7 +15,6 @@ from lm import address, checkpoint, fingerprint, loop
 from lm import run as run_lib
 from lm.errors import UserError
 from tests import helpers
-from tests.helpers import ROOT
 
 
 def _interrupt(config, path, at, monkeypatch):
@@ -217,56 +210,6 @@ def test_a_sharded_checkpoint_goes_on_on_one_device(tmp_path):
   after = run.metrics['train/loss'].value
   np.testing.assert_array_equal(after[:8], before[:8])
   np.testing.assert_allclose(after, before, rtol=2e-4)
-
-
-def test_kill_9_then_the_same_command(tmp_path):
-  """Killed as soon as a checkpoint beyond the first appears."""
-  arguments = [
-    '--config=configs/debug.py',
-    '--config.num_steps=60',
-    '--config.checkpoint.every_steps=4',
-  ]
-  helpers.command('launch.train', *arguments, f'--workdir={tmp_path}/a')
-  command = [sys.executable, '-m', 'launch.train', *arguments]
-  environment = {
-    **os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'
-  }  # fmt: skip
-  victim = subprocess.Popen(
-    [*command, f'--workdir={tmp_path}/b'],
-    cwd=ROOT,
-    env=environment,
-    stdout=subprocess.DEVNULL,
-  )
-  while not any(s > 4 for s in address.steps(tmp_path / 'b')):
-    assert victim.poll() is None
-    time.sleep(0.02)
-  victim.send_signal(signal.SIGKILL)
-  victim.wait()
-  assert address.steps(tmp_path / 'b')[-1] < 60
-  helpers.command('launch.train', *arguments, f'--workdir={tmp_path}/b')
-  helpers.assert_same_run(tmp_path / 'a', tmp_path / 'b')
-
-
-def test_sigterm_saves_and_exits(tmp_path):
-  command = [
-    sys.executable, '-m', 'launch.train', '--config=configs/debug.py',
-    '--config.num_steps=100000', '--config.checkpoint.every_steps=50000',
-    f'--workdir={tmp_path}/a',
-  ]  # fmt: skip
-  victim = subprocess.Popen(
-    command, cwd=ROOT, stdout=subprocess.PIPE, text=True
-  )
-  metrics = pathlib.Path(tmp_path, 'a', 'metrics.jsonl')
-  while not metrics.exists() or metrics.read_text().count('\n') < 5:
-    assert victim.poll() is None
-    time.sleep(0.02)
-  victim.terminate()
-  output, _ = victim.communicate(timeout=60)
-  assert victim.returncode == 143
-  assert 'preempted. Next: run the same command' in output
-  meta = json.loads((tmp_path / 'a' / 'meta.json').read_text())
-  assert meta['status'] == 'preempted'
-  assert address.steps(tmp_path / 'a')[-1] == meta['step'] > 0
 
 
 def test_two_processes_do_not_train_in_one_directory(whole, monkeypatch):
