@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from lm import address, checkpoint, fingerprint, loop
 from lm import run as run_lib
 from lm.errors import UserError
+from merging.engine import items
 from tests import helpers
 
 
@@ -45,20 +46,31 @@ def test_lines_after_the_checkpoint_are_written_again(whole, tmp_path):
   helpers.assert_same_run(whole, tmp_path / 'a')
 
 
+def _flip_bytes(item):
+  for victim in item.rglob('d/*'):  # values and index: which are read varies
+    content = bytearray(victim.read_bytes())
+    content[::97] = bytes(x ^ 0x10 for x in content[::97])
+    victim.write_bytes(content)
+
+
+def _change_a_number(item):
+  """As a flipped byte of the largest leaf, in a store that is legal."""
+  meta = items.metadata(item)
+  name = next(n for n in items.leaves(meta) if n.endswith('embedding'))
+  leaf = items.open_leaf(item, meta, name, items.context())
+  leaf[...] = leaf.read().result() * np.float32(1.0001)
+
+
+@pytest.mark.parametrize('damage', [_flip_bytes, _change_a_number])
 @pytest.mark.parametrize('name', ['params', 'train', 'mean'])
-def test_a_flipped_byte_is_noticed(whole, tmp_path, name, capsys):
+def test_damage_is_noticed(whole, tmp_path, name, damage, capsys):
   path = tmp_path / 'a'
   shutil.copytree(whole, path)
-  data = address.item(path, 12, name)
-  victim = max(data.rglob('d/*'), key=lambda p: p.stat().st_size)
-  content = bytearray(victim.read_bytes())
-  for place in range(200, len(content), 997):
-    content[place] ^= 0x10
-  victim.write_bytes(content)
+  damage(address.item(path, 12, name))
   assert loop.train(helpers.config(), path) == 'done'
-  # The byte may lie in the data or in the index: the sentence is another one.
   (warning,) = re.findall('warning: .*', capsys.readouterr().out)
   assert f'{path}' in warning and 'It is set aside in' in warning
+  assert ('is not what was saved' in warning) == (damage is _change_a_number)
   assert (path / 'damaged' / '12').is_dir()
   helpers.assert_same_run(whole, path)
 
