@@ -66,13 +66,27 @@ def run(
       flush=True,
     )
     os._exit(130)  # as kill -9: a save that was cut would print or hang
-  except Exception as e:  # of libraries that wrap the system's error
-    if 'No space left on device' not in str(e):
-      raise
-    print('error: no space left on device.', file=sys.stderr)
+  except Exception as e:
+    print(f'error: {_of_library(e)}', file=sys.stderr)
     code = 2
   sys.stdout.flush()
   sys.exit(code or 0)
+
+
+def _of_library(e: Exception) -> str:
+  """Returns the sentence for what libraries raise when the machine is full.
+
+  Anything else is raised again: it is a mistake of ours.
+  """
+  if 'No space left on device' in str(e):
+    return 'no space left on device.'
+  if 'RESOURCE_EXHAUSTED' in str(e) or isinstance(e, MemoryError):
+    line, _, _ = str(e).partition('\n')
+    return (
+      f'not enough memory: {line} Less is needed with a smaller batch_size, '
+      'with grad_accum_steps and with model.remat=full.'
+    )
+  raise e
 
 
 def load_config(text: str) -> ConfigDict:
@@ -85,7 +99,10 @@ def load_config(text: str) -> ConfigDict:
   if not pathlib.Path(path).is_file():
     known = [f'configs/{p.name}' for p in ROOT.glob('configs/*.py')]
     known.remove('configs/__init__.py')
-    raise UserError(f"'{path}' does not exist.{did_you_mean(path, known)}")
+    if pathlib.Path(path, 'config.json').is_file():
+      known.append(f'{path}/config.json')
+    what = 'is no file' if pathlib.Path(path).exists() else 'does not exist'
+    raise UserError(f"'{path}' {what}.{did_you_mean(path, known)}")
   if not path.endswith('.py'):
     raise UserError(f"'{path}' is not a .py config or a run's config.json.")
   module_spec = importlib.util.spec_from_file_location('config_file', path)

@@ -48,6 +48,7 @@ def _train(*args, monkeypatch):
     (['--config=configs/debgu.py'], "Did you mean 'configs/debug.py'?"),
     (['--config=Makefile'], "'Makefile' is not a .py config"),
     (['--config={tmp}/config.json'], "config.json' does not exist"),
+    (['--config={tmp}/run'], "run' is no file. Did you mean '{tmp}/run/config"),
     (['--config={tmp}/broken.json'], 'is not the config.json of a run'),
     (['--config={tmp}/broken.py'], "broken.py', line 1: invalid syntax"),
     (['--config={tmp}/empty.py'], 'has no get_config()'),
@@ -105,6 +106,8 @@ def test_a_mistake_is_one_sentence(
   arguments, sentence, tmp_path, monkeypatch, capsys
 ):
   (tmp_path / 'broken.json').write_text('{"a": 1')
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run/config.json').write_text('{}')
   (tmp_path / 'broken.py').write_text('def get_config(:')
   (tmp_path / 'empty.py').write_text('')
   (tmp_path / 'raises.py').write_text('def get_config():\n  1 / 0\n')
@@ -118,7 +121,7 @@ def test_a_mistake_is_one_sentence(
   assert code == 2
   lines = capsys.readouterr().err.splitlines()
   assert [x for x in lines if x.startswith('error: ')] == lines[-1:]
-  assert sentence in lines[-1]
+  assert sentence.replace('{tmp}', str(tmp_path)) in lines[-1]
   assert 'Traceback' not in ''.join(lines)
   assert sorted(tmp_path.rglob('*')) == before
 
@@ -249,6 +252,27 @@ def test_the_pod_recipe_passes_flags_on(tmp_path):
   usage = pod('remove')
   assert usage.returncode == 2
   assert 'pod.sh create' in usage.stderr
+
+
+@pytest.mark.parametrize(
+  ('error', 'sentence'),
+  [
+    (ValueError('RESOURCE_EXHAUSTED: Out of memory.\nmore'), 'ory. Less is'),
+    (MemoryError(), 'not enough memory'),
+    (RuntimeError('write: No space left on device'), 'no space left on device'),
+    (RuntimeError('a bug'), None),
+  ],
+)
+def test_a_full_machine_is_one_sentence(error, sentence, monkeypatch, capsys):
+  def fail():
+    raise error
+
+  monkeypatch.setattr(sys, 'argv', ['train'])
+  fail.__module__ = train.__name__
+  with pytest.raises(SystemExit if sentence else RuntimeError):
+    cli.run(fail)
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == bool(sentence) and (sentence or '') in ''.join(lines)
 
 
 def test_a_damaged_item_is_reported_once_and_by_nothing_else():
