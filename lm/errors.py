@@ -21,7 +21,7 @@ def did_you_mean(word: str, legal: Iterable[str]) -> str:
   legal = sorted(legal)
   near = difflib.get_close_matches(str(word), legal, n=1, cutoff=0.5)
   hint = f" Did you mean '{near[0]}'?" if near else ''
-  return f'{hint} Legal: {", ".join(legal)}.'
+  return f'{hint} Legal: {", ".join(legal) or "none"}.'
 
 
 @contextlib.contextmanager

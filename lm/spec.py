@@ -163,18 +163,20 @@ def parse(arg: str, **defaults: str) -> dict[str, str]:
 
   Returns the choices as a dict; those that `arg` leaves out have `defaults`.
   """
-  chosen = dict(defaults)
+  chosen = {}
   for part in filter(None, arg.split(',')):
     key, equals, value = part.partition('=')
     if key in defaults and not value:
       raise UserError(f"'{part}' has no value; write '{key}=NAME'.")
     if not equals or key not in defaults:
       raise UserError(
-        f"'{part}' is not a choice of this config; write KEY=VALUE."
+        f"'{part}' is not a choice; write KEY=VALUE."
         + did_you_mean(key, defaults)
       )
+    if key in chosen:
+      raise UserError(f"'{part}': {key} was chosen before.")
     chosen[key] = value
-  return chosen
+  return {**defaults, **chosen}
 
 
 def _check_knob(package, name, key, legal):

@@ -118,7 +118,7 @@ def test_the_command(run, cooldown, tmp_path, monkeypatch, capsys):
   assert len(stored['rows']) == 1 + 2 * 3
   imported = tmp_path / 'imported'
   shutil.copytree(cooldown.path, imported)
-  (imported / 'meta.json').write_text('{}')
+  (imported / 'meta.json').write_text('{"status": "imported", "step": 0}')
   for wrong, sentence in (
     ([], '--run is missing'),
     ([path, '--step=7'], '@7'),

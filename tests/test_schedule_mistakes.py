@@ -84,6 +84,7 @@ BAD = {
     (['--out=a.jpg'], 'must end in .png'),
     (['--config=configs/gone.py'], 'does not exist'),
     (['--config.branch=gone@3'], 'gone'),
+    (['--config.model.vocab_size=2147483647'], 'averages need 1536.0 GiB'),
   ],
 }  # fmt: skip
 

@@ -121,7 +121,7 @@ def test_parse():
   assert spec.parse('', size='tiny') == {'size': 'tiny'}
   chosen = spec.parse('a=1,b=2', a='', b='', c='3')
   assert chosen == {'a': '1', 'b': '2', 'c': '3'}
-  for bad in ('siz=tiny', 'size', 'size=', '=x'):
+  for bad in ('siz=tiny', 'size', 'size=', '=x', 'size=a,size=b'):
     with pytest.raises(UserError, match='size'):
       spec.parse(bad, size='tiny')
 

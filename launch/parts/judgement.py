@@ -88,7 +88,8 @@ def grid(
     pairs += [(end, w) for w in dict.fromkeys(lengths) if 0 < w <= end]
   unused = [w for w in windows if w not in {p[1] for p in pairs}]
   if unused or not pairs:
-    raise UserError(f'--windows: none of {unused} steps fits before {ends}.')
+    what = f'{unused} steps' if unused else 'the default 10, 20 and 40 %'
+    raise UserError(f'--windows: none of {what} fits before {ends}.')
   return pairs
 
 
