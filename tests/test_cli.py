@@ -50,6 +50,7 @@ def _train(*args, monkeypatch):
     (['--config={tmp}/config.json'], "config.json' does not exist"),
     (['--config={tmp}/run'], "run' is no file. Did you mean '{tmp}/run/config"),
     (['--config={tmp}/broken.json'], 'is not the config.json of a run'),
+    (['--config={tmp}/null.json'], 'is not the config.json of a run: b1 is nu'),
     (['--config={tmp}/broken.py'], "broken.py', line 1: invalid syntax"),
     (['--config={tmp}/empty.py'], 'has no get_config()'),
     (['--config={tmp}/raises.py'], "raises.py', line 2: ZeroDivisionError"),
@@ -106,6 +107,7 @@ def test_a_mistake_is_one_sentence(
   arguments, sentence, tmp_path, monkeypatch, capsys
 ):
   (tmp_path / 'broken.json').write_text('{"a": 1')
+  (tmp_path / 'null.json').write_text('{"optimizer": {"b1": null}}')
   (tmp_path / 'run').mkdir()
   (tmp_path / 'run/config.json').write_text('{}')
   (tmp_path / 'broken.py').write_text('def get_config(:')
