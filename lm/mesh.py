@@ -230,8 +230,8 @@ def check_memory(state: Any) -> None:
     UserError: with both sizes.
   """
   need, device = device_bytes(state), jax.local_devices()[0]
-  has = (device.memory_stats() or {}).get('bytes_limit')
-  if has is None:  # a CPU
+  has = (device.memory_stats() or {}).get('bytes_limit', need)
+  if device.platform == 'cpu':
     pages = os.sysconf('SC_PHYS_PAGES') // jax.local_device_count()
     has = pages * os.sysconf('SC_PAGE_SIZE')
   if need > has:
