@@ -48,7 +48,7 @@ def activations(model, rows: int, time: int) -> int:
 def main() -> None:
   import jax  # late: --help answers at once
 
-  from lm import dry_run, loop, step
+  from lm import dry_run, loop, mesh, step
 
   out = table.Table(
     'size, remat', 'state', 'grads', 'kept', 'peak, GB', 'over least',
@@ -61,8 +61,8 @@ def main() -> None:
     memory = dry_run.compiled(config, built).memory_analysis()
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    state = dry_run.device_bytes(built.abstract)
-    gradients = dry_run.device_bytes(built.abstract.params)
+    state = mesh.device_bytes(built.abstract)
+    gradients = mesh.device_bytes(built.abstract.params)
     with jax.set_mesh(built.mesh):
       slices = step.fitting_slices(config.batch_size, config.seq_len + 1)
     kept = activations(config.model, _BATCH.value // slices, config.seq_len)

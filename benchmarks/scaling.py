@@ -91,6 +91,7 @@ def compile_step(mesh: dict[str, int]):
 
   from configs import base
   from lm import dry_run, loop
+  from lm import mesh as mesh_lib
 
   config = base.get_config(f'size={_SIZE.value},optimizer={_OPTIMIZER.value}')
   config.update({'batch_size': 16, 'mesh': {'data': -1, **mesh}})
@@ -100,7 +101,7 @@ def compile_step(mesh: dict[str, int]):
   roles = zip(parameters, jax.tree.leaves(built.model.axes), strict=True)
   matrices = sum(x.size for x, a in roles if a.role == 'matrix')
   total = sum(x.size for x in parameters)
-  local = dry_run.device_bytes(built.abstract)
+  local = mesh_lib.device_bytes(built.abstract)
   return config, dry_run.compiled(config, built), total, matrices, local
 
 

@@ -22,10 +22,11 @@ def get_config(arg: str) -> ConfigDict:
   if not pathlib.Path(path).is_file():
     raise UserError(f"'{path}' does not exist.")
   try:
-    stored = json.loads(pathlib.Path(path).read_text())
+    text = pathlib.Path(path).read_text()
+    stored = json.loads(text, object_pairs_hook=_object)
     names = {k: stored[k]['name'] for k in ('optimizer', 'schedule')}
   except (ValueError, KeyError, TypeError) as e:
-    raise UserError(f"'{path}' is not the config.json of a run.") from e
+    raise UserError(f"'{path}' is not the config.json of a run: {e}.") from e
   choice = spec.parse(chosen, **names)
   c = base.get_config(','.join(f'{k}={v}' for k, v in choice.items()))
   for part, name in choice.items():
@@ -38,3 +39,11 @@ def get_config(arg: str) -> ConfigDict:
       f"'{path}' does not fit this version of the code: {e}"
     ) from e
   return c
+
+
+def _object(pairs):
+  """A field that is null would fit every type."""
+  for key, value in pairs:
+    if value is None:
+      raise ValueError(f'{key} is null')
+  return dict(pairs)

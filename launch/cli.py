@@ -11,14 +11,14 @@ import pathlib
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from lm import spec
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, did_you_mean, of_code
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -28,12 +28,17 @@ def define_config() -> Any:
   return config_flags.DEFINE_config_file('config', lock_config=True)
 
 
-def run(main: Callable[[], int | None], default_config: str = '') -> None:
+def run(
+  main: Callable[[], int | None],
+  default_config: str = '',
+  more_help: Callable[[], str] = lambda: '',
+) -> None:
   """Parses flags, runs `main`, and exits with its code.
 
   Args:
     main: the command; it may raise UserError.
     default_config: of a command that has --config, else empty.
+    more_help: returns what --help shows below the flags.
   """
   module = sys.modules[main.__module__]
   try:
@@ -41,50 +46,87 @@ def run(main: Callable[[], int | None], default_config: str = '') -> None:
     if {'--help', '-h', '--helpfull'} & set(argv):
       print(_help(module, argv[0], default_config))
       print(_knobs(sys.argv, argv) if default_config else '', end='')
+      print(more_help(), end='')
       sys.exit(0)
     _check_overrides(argv)
     extra = flags.FLAGS(argv)[1:]
     if extra:
       raise UserError(f"'{extra[0]}' is not a flag; flags begin with --.")
     _compilation_cache()
+    sys.unraisablehook = _quieter(sys.unraisablehook)
     code = main()
   except (flags.Error, UserError, OSError) as e:
     print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
     code = 2
   except KeyboardInterrupt:
-    print('interrupted', file=sys.stderr)
-    code = 130
-  except Exception as e:  # of libraries that wrap the system's error
-    if 'No space left on device' not in str(e):
-      raise
-    print('error: no space left on device.', file=sys.stderr)
+    print(
+      'interrupted; the same command starts again, and a run goes on from its '
+      'newest checkpoint.',
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(130)  # as kill -9: a save that was cut would print or hang
+  except Exception as e:
+    print(f'error: {_of_library(e)}', file=sys.stderr)
     code = 2
   sys.stdout.flush()
   sys.exit(code or 0)
+
+
+def _of_library(e: Exception) -> str:
+  """Returns the sentence for what libraries raise when the machine is full.
+
+  Anything else is raised again: it is a mistake of ours.
+  """
+  if 'No space left on device' in str(e):
+    return 'no space left on device.'
+  if 'RESOURCE_EXHAUSTED' in str(e) or isinstance(e, MemoryError):
+    line, _, _ = str(e).partition('\n')
+    return (
+      f'not enough memory: {line} Less is needed with a smaller batch_size, '
+      'with grad_accum_steps and with model.remat=full.'
+    )
+  raise e
 
 
 def load_config(text: str) -> ConfigDict:
   """Loads 'configs/x.py', 'configs/x.py:arg' or '<run>/config.json'.
 
   Raises:
-    UserError: no such file, or a choice that does not exist.
+    UserError: no such file, what it raises, or a choice that does not exist.
   """
   path, _, arg = _json(text).partition(':')
   if not pathlib.Path(path).is_file():
     known = [f'configs/{p.name}' for p in ROOT.glob('configs/*.py')]
     known.remove('configs/__init__.py')
-    raise UserError(f"'{path}' does not exist.{did_you_mean(path, known)}")
+    if pathlib.Path(path, 'config.json').is_file():
+      known.append(f'{path}/config.json')
+    what = 'is no file' if pathlib.Path(path).exists() else 'does not exist'
+    raise UserError(f"'{path}' {what}.{did_you_mean(path, known)}")
   if not path.endswith('.py'):
     raise UserError(f"'{path}' is not a .py config or a run's config.json.")
   module_spec = importlib.util.spec_from_file_location('config_file', path)
   module = importlib.util.module_from_spec(module_spec)
-  try:
+  with of_code(path):
     module_spec.loader.exec_module(module)
-  except SyntaxError as e:
-    raise UserError(f"'{path}', line {e.lineno}: {e.msg}.") from e
   if not hasattr(module, 'get_config'):
     raise UserError(f"'{path}' has no get_config().")
-  return module.get_config(arg) if arg else module.get_config()
+  with of_code(path):
+    config = module.get_config(arg) if arg else module.get_config()
+  if not isinstance(config, ConfigDict):
+    raise UserError(
+      f"'{path}': get_config() returns no ConfigDict, but {config!r:.40}."
+    )
+  return config
+
+
+def given_config(changes: Mapping[str, Any]) -> list[str]:
+  """Returns --config and its fields as flags, as given but for `changes`."""
+  flag = flags.FLAGS['config']
+  file = config_flags.get_config_filename(flag)
+  file = file.removeprefix(f'{ROOT / "configs" / "resolved.py"}:')
+  fields = {**config_flags.get_override_values(flag), **changes}
+  return [f'--config={file}', *(f'--config.{k}={v}' for k, v in fields.items())]
 
 
 def _json(text: str) -> str:
@@ -137,6 +179,20 @@ def _check_field(config: ConfigDict, field: str, value: str) -> None:
       f'{field}={value} would need other knobs; choose it behind the colon: '
       f'--config=FILE:{field.removesuffix(".name")}={value}.'
     )
+
+
+def _quieter(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+  """Leaves out what tensorstore prints, dozens of times, at a damaged item.
+
+  Orbax closes its event loop at the first error of a read; the other reads
+  then complain that it is closed. The first error is reported by itself.
+  """
+
+  def quiet(unraisable):
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      hook(unraisable)
+
+  return quiet
 
 
 def _compilation_cache() -> None:

@@ -50,10 +50,11 @@ def main() -> None:
 
 
 def _next(run, ref, text) -> str:
-  if run.meta['status'] == 'imported':
+  if run.meta['status'] in ('imported', 'diverged'):
     return f'launch.generate --at={shlex.quote(text)}'
   rates = run.learning_rates()
-  tool = 'emulate' if rates[len(rates) // 2] == rates[-1] else 'refine'
+  constant = rates[len(rates) // 2] == rates[-1] and len(run.steps) > 2
+  tool = 'emulate' if constant else 'refine'
   return f'launch.{tool} --run={shlex.quote(str(ref.run))}'
 
 

@@ -30,12 +30,17 @@ def main() -> None:
   if not _RUN.value:
     raise UserError('--run is missing; for example --run=runs/a.')
   from launch.parts import curves, extension, show
-  from lm import foreign_logs
+  from lm import foreign_logs, spec
 
   run = pathlib.Path(_RUN.value)
   if not all((run / f).is_file() for f in ('config.json', 'metrics.jsonl')):
     raise UserError(f"'{run}' is not a run directory.")
   found = foreign_logs.read(_RUN.value)
+  try:  # fills in what is newer than the run; JSON made lists of tuples
+    schedule = spec.spec('schedules', **found.config['schedule'])
+  except UserError as e:
+    raise UserError(f"'{run}/config.json': {e}") from e
+  found.config['schedule'] = schedule
   length = found.config['num_steps']
   steps = _NUM_STEPS.value or length
   if steps < length:
@@ -65,9 +70,7 @@ def main() -> None:
 def _its_own(found):
   knobs = dict(found.config['schedule'])
   name = knobs.pop('name')
-  # JSON makes a list of a tuple.
-  typed = {k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()}
-  text = ','.join(f'{k}={v}' for k, v in typed.items() if v != '')
+  text = ','.join(f'{k}={v}' for k, v in knobs.items() if v != '')
   return f'{name}:{text}'
 
 

@@ -8,6 +8,7 @@ numbers of tokens. Each token sees the seq_len tokens before it.
 """
 
 import codecs
+import os
 
 from absl import flags
 
@@ -40,13 +41,13 @@ def main() -> None:
   config = run.config
   _check('top_k', _TOP_K.value, 0, config.model.vocab_size)
   if sources.is_bytes(config):
-    prompt, show = list(_PROMPT.value.encode()), _text()
+    prompt, show = list(os.fsencode(_PROMPT.value)), _text()
   else:
     prompt, show = _numbers(config.model.vocab_size), lambda token: f' {token}'
   if not prompt:
     raise UserError('--prompt is empty; one token at least is needed.')
   params = run.params(ref.item.parent.name if ref.step is None else ref.step)
-  print(_PROMPT.value, end='', flush=True)
+  print(os.fsencode(_PROMPT.value).decode(errors='replace'), end='', flush=True)
   for (token,) in generate.sample(
     config,
     run.model,

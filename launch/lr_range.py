@@ -12,6 +12,8 @@ small differences.
 """
 
 import pathlib
+import shlex
+from typing import Any
 
 from absl import flags
 
@@ -60,10 +62,20 @@ def main() -> None:
   print(f'wrote {out}')
   best = reading.turn / 5 if knob == 'learning_rate' else reading.turn
   field = knob if knob == 'learning_rate' else f'optimizer.{knob}'
-  print(
-    f'Next: python -m launch.train --config=... --config.{field}={best:.2g} '
-    '--workdir=runs/new'
-  )
+  words = cli.given_config({field: f'{best:.2g}', **_room(_CONFIG.value)})
+  words = ['python', '-m', 'launch.train', *words, '--workdir=runs/new']
+  print(f'Next: {shlex.join(words)}')
+
+
+def _room(config) -> dict[str, Any]:
+  """Returns what a run needs to go on from the checkpoint of this test."""
+  from lm import address
+
+  begin = address.locate(config.branch).step if config.branch else 0
+  needed = {'num_steps': 2 * begin} if begin >= config.num_steps else {}
+  if begin % config.checkpoint.every_steps:
+    needed['checkpoint.mean'] = False  # one would begin before the branch
+  return needed
 
 
 def _sentence(knob: str, reading) -> str:

@@ -20,6 +20,7 @@ folder that holds their steps; the result has their format.
 import pathlib
 import re
 import shlex
+import sys
 
 from absl import flags
 
@@ -264,5 +265,17 @@ def _default_name(method, about) -> str:
   return re.sub(r'[^\w.=+-]', '-', '-'.join(parts))
 
 
+def _methods() -> str:
+  """One line per method, as --method takes it."""
+  lines = ['', 'Methods, with their knobs:']
+  for name in spec.names('merging'):
+    knobs = spec.knobs('merging', name).items()
+    text = ','.join(f'{k}={v}' for k, v in knobs)
+    about = (sys.modules[f'merging.{name}'].__doc__ or '').partition('\n')[0]
+    method = f'{name}:{text}' if text else name
+    lines.append(f'  {method:45} {about}')
+  return '\n'.join([*lines, ''])
+
+
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, more_help=_methods)

@@ -34,7 +34,7 @@ _OUT = flags.DEFINE_string('out', 'predict.png', 'the picture')
 
 def main() -> None:
   if not _RUNS.value:
-    raise UserError('--runs is missing; for example --runs=runs/a,runs/b,...')
+    raise UserError('--runs is missing; for example --runs=a.csv,b.csv,c.csv.')
   out = pathlib.Path(_OUT.value)
   if out.suffix != '.png':
     raise UserError(f"--out='{out}' must end in .png.")
@@ -58,8 +58,18 @@ def main() -> None:
   got = [fitted.loss(p.lr) for p in fitted.points]
   show.save(schedule_pictures.predicted(measured, got, found, lines), out)
   print(f'wrote {out}')
-  run = shlex.quote(_RUNS.value[0])
-  print(f'Next: python -m launch.extend --run={run} --num_steps=...')
+  print(f'Next: {shlex.join(["python", "-m", *_next(fitted.points)])}')
+
+
+def _next(points) -> list[str]:
+  """Extends the first run of ours; of foreign logs, draws the schedules."""
+  for p in points:
+    if p.config and pathlib.Path(p.name).is_dir():  # no PARENT+STAGE
+      steps = f'--num_steps={2 * p.config["num_steps"]}'
+      return ['launch.extend', f'--run={p.name}', steps]
+  words = [f'--runs={",".join(_RUNS.value)}', f'--schedules={_SCHEDULES.value}']
+  words += [f'--tag={_LR_TAG.value}'] if _LR_TAG.value else []
+  return ['launch.plot_schedule', *words]
 
 
 if __name__ == '__main__':

@@ -70,7 +70,7 @@ def _after(workdir: str) -> str:
   if _CONFIG.value.branch and parent:
     return f'python -m {_beside(run, parent, workdir)}'
   rates = run.learning_rates()
-  if rates[len(rates) // 2] == rates[-1]:
+  if rates[len(rates) // 2] == rates[-1] and len(run.steps) > 2:
     return f'python -m launch.emulate --run={shlex.quote(workdir)}'
   return f'python -m launch.evaluate --at={shlex.quote(workdir)}'
 

@@ -114,7 +114,7 @@ def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:
   path = run / 'config.json'
   if not path.exists():
     return
-  old, new = log.read_json(path), as_dict(config)
+  old, new = log.read_config(run), as_dict(config)
   changed = diff(old, new)
   for field in set(changed) - set(_flat(old)):
     if _is_default(new, field):
@@ -139,11 +139,11 @@ def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:
     )
   if refused:
     raise UserError(
-      f'{run} was started with another {refused[0]}; use a new --workdir, or '
-      f'start from it with --config.branch={run}@{at}. What may change: '
-      f'{", ".join(MAY_CHANGE)}, and num_steps to {at} or more when the '
-      f'schedule before step {at} stays the same, and with it the floats of '
-      'the optimizer (follow, normalize_decay).'
+      f'{run} was started with another {", ".join(refused)}; use a new '
+      f'--workdir, or start from it with --config.branch={run}@{at}. What '
+      f'may change: {", ".join(MAY_CHANGE)}, and num_steps to {at} or more '
+      f'when the schedule before step {at} stays the same, and with it the '
+      'floats of the optimizer (follow, normalize_decay).'
     )
 
 
@@ -211,7 +211,7 @@ class Card:
     self._path = run / 'meta.json'
     saved = address.steps(run)
     check_config(run, config, saved[-1] if saved else 0)
-    old = log.read_json(self._path) if self._path.exists() else {}
+    old = log.read_meta(run) if self._path.exists() else {}
     _check_lost(run, config.checkpoint.every_steps)
     known = old.get('data_fingerprint', fingerprint)
     if known != fingerprint:

@@ -9,6 +9,7 @@ lm/averages.py are separate items, so that parameters alone load anywhere.
 
 import logging
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,10 +26,10 @@ from lm.state import TrainState
 # Small chunks let a merge stream one checkpoint after the other through little
 # memory; Orbax's default is one chunk per shard.
 CHUNK_BYTES = 16 << 20
-# Orbax warns whenever one item is read without its whole checkpoint.
-logging.getLogger('absl').addFilter(
-  lambda record: 'Metadata file does not exist' not in record.getMessage()
-)
+# Orbax warns whenever one item is read without its whole checkpoint; of a
+# damaged one, Damaged says it.
+_NOISE = re.compile('Metadata file does not exist|Failed to get item metadata')
+logging.getLogger('absl').addFilter(lambda r: not _NOISE.match(r.getMessage()))
 PLACEHOLDER = ocp.PLACEHOLDER  # in place of a leaf that is not to be read
 _ITEMS = ('params', 'train', 'mean')
 

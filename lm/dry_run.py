@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 from rich import console, table
 
-from lm import address, loop, model, restore, step, width
+from lm import address, loop, mesh, model, restore, step, width
 
 
 def report(config: ConfigDict, workdir: str = '') -> None:
@@ -32,9 +32,12 @@ def report(config: ConfigDict, workdir: str = '') -> None:
     ('training FLOPs per token', f'{flops:.3e}'),
     ('training FLOPs of the run', f'{flops * per_step * config.num_steps:.3e}'),
     ('memory per device: state', _size(memory.argument_size_in_bytes)),
-    ('  parameters', _size(device_bytes(abstract.params))),
-    ('  optimizer', _size(device_bytes(abstract.opt_state))),
-    ('  averages', _size(device_bytes((abstract.mean, abstract.averages)))),
+    ('  parameters', _size(mesh.device_bytes(abstract.params))),
+    ('  optimizer', _size(mesh.device_bytes(abstract.opt_state))),
+    (
+      '  averages',
+      _size(mesh.device_bytes((abstract.mean, abstract.averages))),
+    ),
     ('memory per device: temporary', _size(memory.temp_size_in_bytes)),
     ('one checkpoint', _size(_bytes(abstract))),
     ('checkpoints of the run', str(_num_checkpoints(config))),
@@ -80,14 +83,6 @@ def _count(tree):
 def _bytes(tree):
   return sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-  )
-
-
-def device_bytes(tree: Any) -> int:
-  """Returns what a device holds of a tree of shapes with shardings."""
-  return sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    for x in jax.tree.leaves(tree)
   )
 
 

@@ -1,7 +1,15 @@
 """The one exception that means: the user can fix this, no traceback."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator
+
+# Files whose lines say nothing to a user: of libraries, and '<frozen ...>'.
+_LIBRARIES = (
+  '<', *(sysconfig.get_path(k) for k in ('stdlib', 'purelib', 'platlib'))
+)  # fmt: skip
 
 
 class UserError(ValueError):
@@ -13,4 +21,25 @@ def did_you_mean(word: str, legal: Iterable[str]) -> str:
   legal = sorted(legal)
   near = difflib.get_close_matches(str(word), legal, n=1, cutoff=0.5)
   hint = f" Did you mean '{near[0]}'?" if near else ''
-  return f'{hint} Legal: {", ".join(legal)}.'
+  return f'{hint} Legal: {", ".join(legal) or "none"}.'
+
+
+@contextlib.contextmanager
+def of_code(path: str) -> Iterator[None]:
+  """Inside, whatever the user's Python file `path` raises is a UserError.
+
+  It names the cause, and the innermost line that is not a library's.
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except SyntaxError as e:
+    raise UserError(f"'{e.filename}', line {e.lineno}: {e.msg}.") from e
+  except Exception as e:
+    frames = traceback.extract_tb(e.__traceback__)
+    ours = [f for f in frames if not f.filename.startswith(_LIBRARIES)]
+    at = f"'{path}'"  # the first two are this function and its caller
+    if len(ours) > 2:
+      at = f"'{ours[-1].filename}', line {ours[-1].lineno}"
+    raise UserError(f'{at}: {type(e).__name__}: {e}') from e

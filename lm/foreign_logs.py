@@ -164,10 +164,10 @@ def _read_one(text: str) -> Log:
     if (path / 'config.json').is_file():
       config = log.read_config(path)
     if (path / 'meta.json').is_file():
-      meta = log.read_json(path / 'meta.json')
+      meta = log.read_meta(path)
   try:
     tags = _tags(path)
-  except (OSError, ValueError, TypeError, KeyError) as e:
+  except (OSError, ValueError, TypeError, KeyError, csv.Error) as e:
     if isinstance(e, UserError):
       raise
     raise UserError(f"'{text}' is not a readable log: {e}") from e
@@ -190,28 +190,16 @@ def _tags(path: pathlib.Path) -> dict[str, Series]:
   if path.is_dir() or 'tfevents' in path.name:
     return _events(path)
   if path.suffix == '.jsonl':
-    return _records(_lines(path.read_text()))
+    return _records(log.parse_lines(path))
   if path.suffix == '.csv':
-    with path.open(newline='') as f:
+    with path.open(newline='', encoding='utf-8-sig') as f:
       return _records(csv.DictReader(f))
   if path.suffix == '.json':
-    return _json(json.loads(path.read_text()), '')
+    return _json(json.loads(path.read_bytes()), '')
   raise UserError(
     f"'{path}' is not a log; legal: a run directory, .jsonl, .csv, .json, or "
     'TensorBoard events.'
   )
-
-
-def _lines(text: str) -> list[dict[str, Any]]:
-  """Parses JSON lines; the cut last one of a killed run is left out."""
-  *lines, last = [x for x in text.split('\n') if x.strip()] or ['']
-  found = [json.loads(x) for x in lines]
-  try:
-    return [*found, json.loads(last)]
-  except ValueError:
-    if text.endswith('\n'):
-      raise
-    return found
 
 
 def _records(records: Iterable[Mapping[str, Any]]) -> dict[str, Series]:

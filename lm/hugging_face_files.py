@@ -43,7 +43,10 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   config = log.read_json(folder / 'config.json')
   files = [folder / _SINGLE]
   if (folder / _INDEX).is_file():
-    names = log.read_json(folder / _INDEX).get('weight_map', {}).values()
+    found = log.read_json(folder / _INDEX).get('weight_map')
+    names = [*found.values()] if isinstance(found, dict) else [None]
+    if not all(isinstance(name, str) for name in names):
+      raise UserError(f"the weight_map of '{folder / _INDEX}' names no files.")
     files = [folder / pathlib.Path(name).name for name in sorted(set(names))]
   library, tensors = safetensors(), {}
   for file in files:
@@ -109,8 +112,8 @@ def has_byte_tokenizer(folder: pathlib.Path) -> bool:
   path = folder / 'tokenizer.json'
   if not path.is_file():
     return False
-  model = log.read_json(path).get('model', {})
-  return model.get('vocab') == _byte_vocabulary()
+  model = log.read_json(path).get('model')
+  return isinstance(model, dict) and model.get('vocab') == _byte_vocabulary()
 
 
 def _byte_vocabulary() -> dict[str, int]:

@@ -1,11 +1,13 @@
 """What a run writes beside checkpoints: JSON lines, TensorBoard, progress."""
 
 import json
+import operator
 import os
 import pathlib
 import sys
 import time
 import zipfile
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,57 +63,93 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return value
 
 
-# What the tools read of a stored config, and its type in JSON.
-_FIELDS = {
-  **dict.fromkeys(('num_steps', 'batch_size', 'seq_len'), int),
-  'learning_rate': (int, float),
-  **dict.fromkeys(('optimizer.name', 'schedule.name', 'branch'), str),
-  'data.source': str,
-  **dict.fromkeys(('model.num_layers', 'model.d_model'), int),
-  **dict.fromkeys(('model.num_heads', 'model.num_kv_heads'), int),
-  **dict.fromkeys(('model.head_dim', 'model.d_ff', 'model.vocab_size'), int),
-  **dict.fromkeys(('eval.batch_size', 'checkpoint.every_steps'), int),
-  'checkpoint.mean': bool,
-}
+def read_typed(
+  path: pathlib.Path, fields: Mapping[str, Any], newer: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Reads a JSON object whose `fields`, by dotted name, have these types.
+
+  Raises:
+    UserError: it is not readable, a field is missing or of another type; those
+      of `newer` may be missing.
+  """
+  found = read_json(path)
+  for field, kind in {**fields, **newer}.items():
+    value = found
+    for key in field.split('.'):
+      value = value.get(key) if isinstance(value, dict) else None
+    if value is None and field not in fields:
+      continue
+    wrong = isinstance(value, bool) and kind is not bool  # an int in Python
+    if wrong or not isinstance(value, kind):
+      what = 'is missing' if value is None else f'cannot be {value!r}'
+      raise UserError(
+        f"'{path}' is not the {path.name} of a run: {field} {what}."
+      )
+  return found
+
+
+def _by_type(types: Mapping[Any, str]) -> dict[str, Any]:
+  return {name: t for t, names in types.items() for name in names.split()}
+
+
+# Fields of every stored config, of newer ones, and of meta.json (an imported
+# run has no parent), by their type in JSON.
+_FIELDS = _by_type({
+  int: 'num_steps batch_size seq_len seed model.num_layers model.d_model '
+  'model.num_heads model.num_kv_heads model.head_dim model.d_ff '
+  'model.vocab_size model.loss_chunk eval.batch_size eval.num_sequences '
+  'checkpoint.every_steps',
+  (int, float): 'learning_rate model.rope_theta model.norm_eps model.init_std '
+  'model.logit_softcap',
+  str: 'optimizer.name schedule.name branch data.source data.train data.eval '
+  'model.dtype model.remat model.attention',
+  bool: 'checkpoint.mean model.qk_norm model.tie_embeddings model.scan_layers',
+})  # fmt: skip
+_NEWER = _by_type({
+  int: 'data.order_begin data.order_end model.base_width model.base_head_dim',
+  str: 'data.order data.score model.init',
+})  # fmt: skip
+_META = {'status': str, 'step': int}
+_META_NEWER = {'parent': str, 'starts': int}
 
 
 def read_config(run: pathlib.Path) -> dict[str, Any]:
-  """Reads the config.json of a run of any age.
+  """Reads the config.json of a run of any age; errors as of `read_typed`."""
+  return read_typed(run / 'config.json', _FIELDS, _NEWER)
+
+
+def read_meta(run: pathlib.Path) -> dict[str, Any]:
+  """Reads the meta.json of a run; errors as of `read_typed`."""
+  return read_typed(run / 'meta.json', _META, _META_NEWER)
+
+
+def parse_lines(
+  path: pathlib.Path, check: Callable[[Any], Any] = lambda row: None
+) -> list[Any]:
+  """Reads JSON lines; the cut last line of a killed run is left out.
 
   Raises:
-    UserError: it is not readable, or a field that every run has is missing or
-      of another type.
+    UserError: another line is not JSON, or `check` of it fails.
   """
-  path = run / 'config.json'
-  config = read_json(path)
-  for field, kind in _FIELDS.items():
-    value = config
-    for key in field.split('.'):
-      value = value.get(key) if isinstance(value, dict) else None
-    if not isinstance(value, kind) or (value is True and kind is not bool):
-      what = 'is missing' if value is None else f'cannot be {value!r}'
-      raise UserError(
-        f"'{path}' is not the config.json of a run: {field} {what}."
-      )
-  return config
+  *lines, last = path.read_bytes().split(b'\n')
+  found = []
+  for number, line in enumerate([*lines, last], 1):
+    try:
+      if line.strip():
+        row = json.loads(line.decode('utf-8-sig'))
+        check(row)
+        found.append(row)
+    except (ValueError, KeyError, TypeError) as e:
+      if number <= len(lines):
+        raise UserError(f"line {number} of '{path}' is damaged: {e}.") from e
+  return found
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads metrics.jsonl; the cut last line of a killed run is left out.
-
-  Raises:
-    UserError: another line is not JSON.
-  """
+  """Reads metrics.jsonl, as `parse_lines`; every line has a step."""
   if not path.exists():
     return []
-  found = []
-  for number, line in enumerate(path.read_text().split('\n')[:-1], 1):
-    try:
-      found.append(json.loads(line))
-      found[-1]['step']
-    except (ValueError, KeyError, TypeError) as e:
-      raise UserError(f"line {number} of '{path}' is damaged: {e}.") from e
-  return found
+  return parse_lines(path, lambda row: operator.index(row['step']))
 
 
 class Metrics:

@@ -132,6 +132,7 @@ def train(config: ConfigDict, workdir: str) -> str:
   first, built = processes.together(
     lambda: (restore.branch_step(config, run), build(config))
   )
+  processes.together(lambda: mesh.check_memory(built.abstract))
   if not address.steps(run):
     processes.together(lambda: restore.check_shapes(config, built.abstract))
   processes.check_alike('The config', card.config_hash(config))
@@ -159,8 +160,10 @@ def train(config: ConfigDict, workdir: str) -> str:
         config, built, start, first, checkpoints, writer, notes, preemption
       )
     finally:
-      if status != 'crashed' or jax.process_count() == 1:
-        checkpoints.close()  # after a crash it would wait for the others
+      # After a crash it would wait for the others, or for a save that was cut.
+      alone = jax.process_count() == 1 and not preemption.at_once
+      if status != 'crashed' or alone:
+        checkpoints.close()
       if main:
         writer.close()
         notes.finish(status=status, step=step_reached)
@@ -267,7 +270,7 @@ class _Preemption:
   """Notices SIGTERM and Ctrl-C; a second Ctrl-C interrupts at once."""
 
   def __enter__(self):
-    self._noticed = False
+    self._noticed = self.at_once = False
     # Of several processes, jax's own handler of SIGTERM tells the others.
     self._several = jax.process_count() > 1
     signals = (
@@ -278,6 +281,7 @@ class _Preemption:
 
   def _notice(self, number, frame):
     if self._noticed and number == signal.SIGINT:
+      self.at_once = True
       raise KeyboardInterrupt
     self._noticed = True
     print('stopping after this step; saving', file=sys.stderr, flush=True)

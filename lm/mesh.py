@@ -213,6 +213,34 @@ def put(sharding: NamedSharding, rows: np.ndarray, shape: tuple[int, int]):
   return jax.make_array_from_process_local_data(sharding, rows, shape)
 
 
+def device_bytes(tree: Any) -> int:
+  """Returns what a device holds of a tree of shapes with shardings."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def check_memory(state: Any) -> None:
+  """Refuses a state that no device of this process can hold.
+
+  XLA would wait for ever on a CPU. What a step needs beside it is not counted.
+
+  Raises:
+    UserError: with both sizes.
+  """
+  need, device = device_bytes(state), jax.local_devices()[0]
+  has = (device.memory_stats() or {}).get('bytes_limit', need)
+  if device.platform == 'cpu':
+    pages = os.sysconf('SC_PHYS_PAGES') // jax.local_device_count()
+    has = pages * os.sysconf('SC_PAGE_SIZE')
+  if need > has:
+    raise UserError(
+      f'the parameters, optimizer state and averages need {need / 2**30:.1f} '
+      f'GiB per device, which has {has / 2**30:.1f} GiB; see --dry_run.'
+    )
+
+
 def peak_flops() -> float | None:
   """Returns the bf16 peak of all devices together, None if not known."""
   kind = jax.devices()[0].device_kind

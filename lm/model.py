@@ -27,8 +27,6 @@ REMAT = {
 }
 # Of each block: largest score per head, (H,); cosine of its input and output.
 PROBES = ('max_logits', 'cosine')
-
-
 # Knobs that the config.json of older runs lacks.
 _NEWER = {'base_width': 0, 'base_head_dim': 0, 'init': ''}
 
@@ -274,8 +272,8 @@ def _check(c):
                'head_dim', 'd_ff', 'vocab_size', 'base_width',
                'base_head_dim'):  # fmt: skip
     least = 0 if name.startswith('base') else 1
-    if c[name] < least:
-      raise UserError(f'model.{name}={c[name]} must be at least {least}.')
+    if not least <= c[name] < 2**31:  # tokens are int32
+      raise UserError(f'model.{name}={c[name]} must be {least} to 2**31 - 1.')
   for name, least in (('rope_theta', 1), ('init_std', 0), ('norm_eps', 0),
                       ('logit_softcap', 0)):  # fmt: skip
     if not least <= c[name] < math.inf:

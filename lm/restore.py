@@ -165,7 +165,8 @@ def _merged_state(config, abstract):
       f"'{text}' has no optimizer state: merge with launch.merge --state, or "
       'use init_state=False.'
     )
-  about = log.read_json(item.with_name('merge.json'))
+  manifest = item.with_name('merge.json')
+  about = log.read_typed(manifest, {'state.optimizer': str}, {})
   old, new = about['state']['optimizer'], config.optimizer.name
   have = _shapes(checkpoint.abstract_item(item))
   if old != new or have != _shapes({'opt_state': abstract.opt_state}):

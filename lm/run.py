@@ -43,7 +43,7 @@ class Run:
 
   @property
   def meta(self) -> dict[str, Any]:
-    return log.read_json(self.path / 'meta.json')
+    return log.read_meta(self.path)
 
   @property
   def metrics(self) -> dict[str, Series]:

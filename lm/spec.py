@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, did_you_mean, of_code
 
 _STATIC = (bool, int, str, tuple)
 
@@ -35,7 +35,9 @@ def get(package: str, name: str) -> Callable[..., Any]:
   if name not in names(package):
     hint = did_you_mean(name, names(package))
     raise UserError(f'{package}/{name}.py does not exist.{hint}')
-  function = getattr(importlib.import_module(f'{package}.{name}'), name, None)
+  with of_code(f'{package}/{name}.py'):
+    module = importlib.import_module(f'{package}.{name}')
+  function = getattr(module, name, None)
   if not callable(function):
     raise UserError(f"{package}/{name}.py defines no function '{name}'.")
   return function
@@ -161,18 +163,20 @@ def parse(arg: str, **defaults: str) -> dict[str, str]:
 
   Returns the choices as a dict; those that `arg` leaves out have `defaults`.
   """
-  chosen = dict(defaults)
+  chosen = {}
   for part in filter(None, arg.split(',')):
     key, equals, value = part.partition('=')
     if key in defaults and not value:
       raise UserError(f"'{part}' has no value; write '{key}=NAME'.")
     if not equals or key not in defaults:
       raise UserError(
-        f"'{part}' is not a choice of this config; write KEY=VALUE."
+        f"'{part}' is not a choice; write KEY=VALUE."
         + did_you_mean(key, defaults)
       )
+    if key in chosen:
+      raise UserError(f"'{part}': {key} was chosen before.")
     chosen[key] = value
-  return chosen
+  return {**defaults, **chosen}
 
 
 def _check_knob(package, name, key, legal):

@@ -14,7 +14,7 @@ def power_ema(steps: Sequence[int], *, sigma: float = 0.1) -> np.ndarray:
   all before: c_j = (s_j^(g+1) - s_{j-1}^(g+1)) / s_k^(g+1). The width `sigma`
   is the standard deviation of the profile as a fraction of the steps so far:
   the average emulates the multiplier 1 - (s/T)^(g+1) from step 0 on. Stored
-  trackers (checkpoint.ema) give it without sampling: launch.merge --trackers.
+  trackers (checkpoint.ema) give it without sampling: --stored=trackers.
 
   Returns:
     float64 coefficients of sum 1, none negative.

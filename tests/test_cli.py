@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 from absl import flags
@@ -13,7 +15,8 @@ from absl import flags
 import optimizers
 from launch import cli, train
 from lm import run as run_lib
-from tests import helpers
+from lm import spec
+from tests import helpers, tools
 
 SCRIPTS = sorted(
   p
@@ -45,9 +48,14 @@ def _train(*args, monkeypatch):
     (['--config=configs/debgu.py'], "Did you mean 'configs/debug.py'?"),
     (['--config=Makefile'], "'Makefile' is not a .py config"),
     (['--config={tmp}/config.json'], "config.json' does not exist"),
+    (['--config={tmp}/run'], "run' is no file. Did you mean '{tmp}/run/config"),
     (['--config={tmp}/broken.json'], 'is not the config.json of a run'),
+    (['--config={tmp}/null.json'], 'is not the config.json of a run: b1 is nu'),
     (['--config={tmp}/broken.py'], "broken.py', line 1: invalid syntax"),
     (['--config={tmp}/empty.py'], 'has no get_config()'),
+    (['--config={tmp}/raises.py'], "raises.py', line 2: ZeroDivisionError"),
+    (['--config={tmp}/none.py'], 'returns no ConfigDict, but None'),
+    (['--config={tmp}/none.py:x'], "none.py': TypeError: get_config() takes 0"),
     (['--config=configs/debug.py:lion'], "'lion' is not a choice"),
     (['--config=configs/debug.py:optimiser=lion'], "Did you mean 'optimizer'?"),
     (['--config=configs/debug.py:optimizer=lionn'], "Did you mean 'lion'?"),
@@ -79,6 +87,8 @@ def _train(*args, monkeypatch):
     (['--config.model.attention=fast'], 'fast'),
     (['--config.model.attention=cudnn'], "needs a GPU and a 16-bit"),
     (['--config.model.rope_theta=0'], 'model.rope_theta=0.0 must be from 1'),
+    (['--config.model.vocab_size=2147483648'], 'vocab_size=2147483648 must be'),
+    (['--config.model.vocab_size=2147483647'], 'averages need 2048.0 GiB per'),
     (['--config.model.init_std=nan'], 'model.init_std=nan must be from 0'),
     (['--config.model.num_kv_heads=3'], 'num_kv_heads'),
     (['--num_processes=2'], 'need a --coordinator'),
@@ -97,8 +107,13 @@ def test_a_mistake_is_one_sentence(
   arguments, sentence, tmp_path, monkeypatch, capsys
 ):
   (tmp_path / 'broken.json').write_text('{"a": 1')
+  (tmp_path / 'null.json').write_text('{"optimizer": {"b1": null}}')
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run/config.json').write_text('{}')
   (tmp_path / 'broken.py').write_text('def get_config(:')
   (tmp_path / 'empty.py').write_text('')
+  (tmp_path / 'raises.py').write_text('def get_config():\n  1 / 0\n')
+  (tmp_path / 'none.py').write_text('def get_config():\n  pass\n')
   before = sorted(tmp_path.rglob('*'))
   given = [a.format(tmp=tmp_path) for a in arguments]
   code = _train(
@@ -108,7 +123,7 @@ def test_a_mistake_is_one_sentence(
   assert code == 2
   lines = capsys.readouterr().err.splitlines()
   assert [x for x in lines if x.startswith('error: ')] == lines[-1:]
-  assert sentence in lines[-1]
+  assert sentence.replace('{tmp}', str(tmp_path)) in lines[-1]
   assert 'Traceback' not in ''.join(lines)
   assert sorted(tmp_path.rglob('*')) == before
 
@@ -239,3 +254,43 @@ def test_the_pod_recipe_passes_flags_on(tmp_path):
   usage = pod('remove')
   assert usage.returncode == 2
   assert 'pod.sh create' in usage.stderr
+
+
+@pytest.mark.parametrize(
+  ('error', 'sentence'),
+  [
+    (ValueError('RESOURCE_EXHAUSTED: Out of memory.\nmore'), 'ory. Less is'),
+    (MemoryError(), 'not enough memory'),
+    (RuntimeError('write: No space left on device'), 'no space left on device'),
+    (RuntimeError('a bug'), None),
+  ],
+)
+def test_a_full_machine_is_one_sentence(error, sentence, monkeypatch, capsys):
+  def fail():
+    raise error
+
+  monkeypatch.setattr(sys, 'argv', ['train'])
+  fail.__module__ = train.__name__
+  with pytest.raises(SystemExit if sentence else RuntimeError):
+    cli.run(fail)
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == bool(sentence) and (sentence or '') in ''.join(lines)
+
+
+def test_a_damaged_item_is_reported_once_and_by_nothing_else():
+  seen = []
+  quiet = cli._quieter(seen.append)
+  for text in ('Event loop is closed', 'another'):
+    quiet(types.SimpleNamespace(exc_value=RuntimeError(text)))
+  assert [str(x.exc_value) for x in seen] == ['another']
+
+
+def test_the_help_of_merge_lists_every_method_with_its_knobs(
+  monkeypatch, capsys
+):
+  assert tools.call(monkeypatch, 'merge', '--help') == 0
+  lines = capsys.readouterr().out.split('Methods')[1].splitlines()
+  for name in spec.names('merging'):
+    (line,) = [x for x in lines if re.match(rf'  {name}[: ]', x)]
+    knobs = spec.knobs('merging', name).items()
+    assert all(f'{knob}={default}' in line for knob, default in knobs)

@@ -42,6 +42,12 @@ def _csv(folder):
   return path
 
 
+def _excel(folder):
+  path = _csv(folder)
+  path.write_text(path.read_text(), encoding='utf-8-sig')
+  return path
+
+
 def _history(folder):
   path = folder / 'x.json'
   train = {
@@ -89,7 +95,16 @@ def _two_folders(folder):
 
 @pytest.mark.parametrize(
   'write',
-  [_jsonl, _csv, _history, _trainer_state, _events, _tensors, _two_folders],
+  [
+    _jsonl,
+    _csv,
+    _excel,
+    _history,
+    _trainer_state,
+    _events,
+    _tensors,
+    _two_folders,
+  ],
 )
 def test_every_format_reads_alike(write, tmp_path):
   found = foreign_logs.read(str(write(tmp_path)))
@@ -188,7 +203,10 @@ def test_our_branches_find_their_parent(tmp_path):
     ('nothing', None, 'does not exist'),
     ('x.txt', 'hello', 'is not a log; legal'),
     ('x.jsonl', '', 'holds no numbers by step'),
-    ('x.jsonl', '{"step": 1, \n', 'is not a readable log'),
+    ('x.jsonl', '{"step": 1, \n', "line 1 of '.*x.jsonl' is damaged"),
+    ('x.jsonl', b'{"step": 1}\n\xff\n', "line 2 of '.*x.jsonl' is damaged"),
+    ('x.csv', b'step,loss\n1,\xff\n', 'is not a readable log'),
+    ('x.csv', f'step,loss\n1,{"9" * 200_000}\n', 'field larger than'),
     ('x.csv', 'time,loss\n1,2\n', 'no column is a step'),
     ('x.csv', 'step,loss\nnan,2\n', 'not a finite number'),
     ('x.json', '{"a": 1}', 'holds no numbers by step'),
@@ -199,7 +217,7 @@ def test_our_branches_find_their_parent(tmp_path):
 def test_bad_logs(name, content, sentence, tmp_path):
   path = tmp_path / name
   if content is not None:
-    path.write_text(content)
+    path.write_bytes(content if type(content) is bytes else content.encode())
   with pytest.raises(UserError, match=sentence):
     foreign_logs.read(str(path))
 

@@ -82,6 +82,8 @@ def test_the_command(run, net, monkeypatch, capsys):
   want = _sample(net, [list('é'.encode())], 9, temperature=0.0)[0]
   text = bytes(want.tolist()).decode(errors='replace')
   assert capsys.readouterr().out == f'é{text}\n'
+  assert call('--prompt=\udcff', '--num_tokens=1') == 0  # a byte alone
+  assert capsys.readouterr().out.startswith('\ufffd')
   for bad, sentence in (
     ('--prompt=', '--prompt is empty'),
     ('--top_k=257', '--top_k=257 must be from 0 to 256'),

@@ -149,6 +149,17 @@ def test_without_the_package_one_sentence(monkeypatch):
     files.safetensors()
 
 
+@pytest.mark.parametrize('text', ['{}', '{"weight_map": ["a"]}',
+                                  '{"weight_map": {"a": 3}}'])  # fmt: skip
+def test_an_index_that_names_no_files(text, tmp_path):
+  (tmp_path / 'config.json').write_text('{}')
+  (tmp_path / 'model.safetensors.index.json').write_text(text)
+  with pytest.raises(UserError, match='index.json. names no files'):
+    files.read(tmp_path)
+  (tmp_path / 'tokenizer.json').write_text('{"model": []}')
+  assert not files.has_byte_tokenizer(tmp_path)
+
+
 def test_the_characters_of_bytes():
   """GPT-2's map: a bijection, printable ASCII unchanged, space is U+0120."""
   found = files.byte_characters()

@@ -106,6 +106,17 @@ def test_a_cooldown_in_a_folder_with_an_at_sign(run, cooldown, tmp_path):
   assert judgement.cooldown(moved, branch).window == 6
 
 
+def test_without_means_a_default_window_holds_two_checkpoints(run, tmp_path):
+  bare = run_lib.Run(shutil.copytree(run.path, tmp_path / 'bare'))
+  for mean in bare.path.glob('checkpoints/*/mean'):
+    shutil.rmtree(mean)
+  grids = [judgement.grid(r, [12], []) for r in (run, bare)]
+  assert grids == [[(12, 3), (12, 6)], [(12, 6)]]
+  assert len(judgement.jobs(bare, grids[1], [(12, 6)], ['linear'], 0.0)) == 1
+  with pytest.raises(UserError, match=r'those of \[3\] steps hold one checkp'):
+    comparison.compare(bare, [], windows=[3])
+
+
 def test_the_command(run, cooldown, tmp_path, monkeypatch, capsys):
   path = f'--run={run.path}'
   arguments = [path, f'--against={cooldown.path}']
@@ -118,7 +129,7 @@ def test_the_command(run, cooldown, tmp_path, monkeypatch, capsys):
   assert len(stored['rows']) == 1 + 2 * 3
   imported = tmp_path / 'imported'
   shutil.copytree(cooldown.path, imported)
-  (imported / 'meta.json').write_text('{}')
+  (imported / 'meta.json').write_text('{"status": "imported", "step": 0}')
   for wrong, sentence in (
     ([], '--run is missing'),
     ([path, '--step=7'], '@7'),

@@ -167,3 +167,12 @@ def test_a_state_that_is_damaged_or_gone_leaves_no_merge(
   assert sentence in error
   assert error.count('\n') == 1
   assert not (path / 'merged').exists()
+
+
+@pytest.mark.parametrize('text', ['{"state": 3}', '{"method": {}}', '[]', '{'])
+def test_an_edited_manifest_is_one_sentence(run, tmp_path, text):
+  merged = shutil.copytree(run / 'merged/with', tmp_path / 'merged/with')
+  (merged / 'merge.json').write_text(text)
+  config = helpers.config(init=str(merged), init_state=True, num_steps=2)
+  with pytest.raises(UserError, match='merge.json'):
+    loop.train(config, tmp_path / 'x')

@@ -243,7 +243,7 @@ def test_flops_by_hand():
     ({'dtype': 'float31'}, "Did you mean 'float32'"),
     ({'remat': 'all'}, 'Legal: .*full'),
     ({'attention': 'flash'}, 'Legal: .*chunked'),
-    ({'num_layers': 0}, 'at least 1'),
+    ({'num_layers': 0}, '=0 must be 1 to'),
   ],
 )
 def test_mistakes_are_one_sentence(overrides, sentence):

@@ -1,4 +1,4 @@
-"""Tools on logs that were made to have known answers; mistakes of the user."""
+"""Tools on logs that were made to have known answers."""
 
 import json
 import pathlib
@@ -101,6 +101,35 @@ def test_the_intervals_hold_as_often_as_they_say():
   assert np.isinf(three.loss).all() and np.isinf(three.peak)
 
 
+def test_predict_says_what_three_runs_cannot(tool, capsys):
+  runs = _theory_runs()
+  for n in (3, 4):
+    assert tool('predict', f'--runs={",".join(runs[:n])}') == 0
+    output = capsys.readouterr().out
+    name, words = tools.proposed(output)
+    assert ('leave no degree of freedom' in output) == (n == 3)
+  assert (name, words[0]) == ('plot_schedule', f'--runs={",".join(runs[:4])}')
+  assert tool(name, *words) == 0
+
+
+def test_predict_proposes_to_extend_a_run_of_ours(tool, capsys):
+  runs = _theory_runs()[:2]
+  tools.fake_run(
+    'a', arg='schedule=wsd', num_steps=4000, checkpoint__every_steps=800
+  )
+  lr = 2e-3 * curves.curve('wsd', 4000).value
+  columns = {'eval/loss': np.full(4001, 3.0), 'optim/lr': [*lr, 0]}
+  tools.log('a/metrics.jsonl', **columns)
+  arguments = [f'--runs={",".join([*runs, "a"])}', '--tag=eval/loss']
+  for path in runs:
+    text = pathlib.Path(path).read_text().replace('val_loss', 'eval/loss')
+    pathlib.Path(path).write_text(text)
+  assert tool('predict', *arguments) == 0
+  name, words = tools.proposed(capsys.readouterr().out)
+  assert (name, words) == ('extend', ['--run=a', '--num_steps=8000'])
+  assert tool(name, *words) == 0
+
+
 # --- lr_range
 
 
@@ -132,20 +161,11 @@ def test_a_range_that_is_too_low_or_without_effect_is_said():
 # --- extend
 
 
-def _fake(name, **overrides):
-  """A run directory without arrays: config, log and names of checkpoints."""
-  run = pathlib.Path(name)
-  c = helpers.config(overrides.pop('arg'), **overrides)
-  (run / 'checkpoints' / '3200' / 'params').mkdir(parents=True)
-  (run / 'checkpoints' / '2400' / 'params').mkdir(parents=True)
-  (run / 'config.json').write_text(json.dumps(c.to_dict()))
-  tools.log(run / 'metrics.jsonl', **{'optim/lr': np.ones(9)})
-  return name
-
-
 def test_extend_proposes_the_worked_values(tool, capsys):
   # Run of 4,000 steps, cooldown .2, to twice the length: .633 or .533.
-  _fake('a', arg='schedule=wsd', num_steps=4000, checkpoint__every_steps=800)
+  tools.fake_run(
+    'a', arg='schedule=wsd', num_steps=4000, checkpoint__every_steps=800
+  )
   assert tool('extend', '--run=a', '--num_steps=8000') == 0
   found = dict(tools.commands(capsys.readouterr().out))
   names = list(found)
@@ -158,7 +178,9 @@ def test_extend_proposes_the_worked_values(tool, capsys):
 
 
 def test_extend_to_another_schedule_keeps_the_best_peak(tool, capsys):
-  _fake('b', arg='schedule=cosine', num_steps=1000, schedule__warmup=0.0)
+  tools.fake_run(
+    'b', arg='schedule=cosine', num_steps=1000, schedule__warmup=0.0
+  )
   arguments = ['--num_steps=2000', '--schedules=cosine:warmup=0.0']
   assert tool('extend', '--run=b', *arguments) == 0
   ((_, command),) = tools.commands(capsys.readouterr().out)
@@ -168,7 +190,7 @@ def test_extend_to_another_schedule_keeps_the_best_peak(tool, capsys):
 
 def test_extend_keeps_the_cycles_of_a_run(tool, capsys):
   cycles = {'schedule__cycle_end_steps': (10, 20)}
-  _fake('c', arg='schedule=wsd_s', num_steps=40, **cycles)
+  tools.fake_run('c', arg='schedule=wsd_s', num_steps=40, **cycles)
   assert tool('extend', '--run=c', '--num_steps=80') == 0
   ((_, command),) = tools.commands(capsys.readouterr().out)
   flag = '--config.schedule.cycle_end_steps=(10, 20)'
@@ -176,7 +198,9 @@ def test_extend_keeps_the_cycles_of_a_run(tool, capsys):
 
 
 def test_extend_goes_on_from_a_run_that_still_runs(tool, capsys):
-  _fake('a', arg='schedule=wsd', num_steps=4000, checkpoint__every_steps=800)
+  tools.fake_run(
+    'a', arg='schedule=wsd', num_steps=4000, checkpoint__every_steps=800
+  )
   shutil.rmtree('a/checkpoints/3200')
   tools.log('a/metrics.jsonl', **{'optim/lr': np.ones(2500)})
   meta = {'status': 'running', 'step': 2499}
@@ -185,101 +209,3 @@ def test_extend_goes_on_from_a_run_that_still_runs(tool, capsys):
   found = tools.commands(capsys.readouterr().out)
   assert len(found) == 3
   assert all('--config.branch=a@2400' in command for _, command in found)
-
-
-# --- mistakes
-
-
-BAD = {
-  'plot_schedule': [
-    ([], 'are missing'),
-    (['--schedules=,'], 'are missing'),
-    (['--schedules=sgdr:cycles=2.5'], "cycles='2.5' must be"),
-    (['--schedules=wds'], "Did you mean 'wsd'"),
-    (['--schedules=wsd:decai=1'], "Did you mean 'decay'"),
-    (['--schedules=wsd:decay=much'], 'must be a float'),
-    (['--schedules=wsd:decay=2'], 'decay=2.0'),
-    (['--schedules=table:path=gone.csv'], 'gone.csv'),
-    (['--schedules=cosine', '--num_steps=1'], '--num_steps=1'),
-    (['--schedules=cosine', '--out=a.jpg'], 'must end in .png'),
-    (['--runs=gone'], "'gone' does not exist"),
-    (['--runs=norms.jsonl'], 'name it by --tag.'),
-    (['--runs=loss.jsonl', '--tag=lrs'], "--tag='lrs': loss.jsonl has no such"),
-    (['--runs=rest.jsonl'], 'no learning rate of an update is finite'),
-  ],
-  'refine': [
-    ([], '--run is missing'),
-    (['--run=gone'], 'does not exist'),
-    (['--run=loss.jsonl'], 'Its tags: loss, lr'),
-    (['--run=norms.jsonl', '--tag=grad'], "Did you mean 'grad_norm'"),
-    (['--run=norms.jsonl', '--tau=2'], 'tau=2.0'),
-    (['--run=norms.jsonl', '--power=nan'], '--power=nan must be'),
-    (['--run=norms.jsonl', '--power=-2'], '--power=-2.0 must be'),
-    (['--run=norms.jsonl', '--seeds=0'], '--seeds=0 must be at least 1'),
-    (['--run=norms.jsonl', '--warmup=1'], '--warmup=1.0'),
-    (['--run=norms.jsonl', '--num_steps=1'], '--num_steps=1'),
-    (['--run=zeros.jsonl'], '0 positive, finite norms'),
-    (['--run=half'], 'up to step 8 of 4000'),
-    (['--run=norms.jsonl', '--out=a.txt'], 'must end in .npz'),
-  ],
-  'predict': [
-    ([], '--runs is missing'),
-    (['--runs=loss.jsonl,loss.jsonl,loss.jsonl'], 'at least two are needed'),
-    (['--runs=loss.jsonl,other.jsonl'], 'three numbers are fitted'),
-    (['--runs=norms.jsonl'], 'Its tags: grad_norm'),
-    (['--runs=loss.jsonl', '--tag=los'], "Did you mean 'loss'"),
-    (['--runs=norms.jsonl', '--tag=grad_norm'], 'name it by --lr_tag.'),
-    (['--runs=loss.jsonl', '--lr_tag=lrs'], "--lr_tag='lrs': loss.jsonl has"),
-    (['--runs=loss.jsonl,other.jsonl,other.jsonl', '--level=90'], '--level=90'),
-    (['--runs=a', '--num_steps=many'], "'many' is not a number"),
-    (['--runs=a', '--last=0'], '--last=0'),
-    (['--runs=a', '--out=a'], 'must end in .png'),
-  ],
-  'extend': [
-    ([], '--run is missing'),
-    (['--run=gone'], 'is not a run directory'),
-    (['--run=other'], "'other' is not a run directory"),
-    (['--run=half', '--num_steps=100'], '--num_steps=100 is less than 4000'),
-    (['--run=half', '--decay=0.3'], 'is for runs at a constant rate'),
-    (['--run=half', '--num_steps=8000', '--schedules=wds'], "'wsd'"),
-    (['--run=early', '--num_steps=8000'], 'no checkpoint between'),
-  ],
-  'lr_range': [
-    (['--knob=b3'], "Did you mean 'b2'"),
-    (['--low=1', '--high=0.1'], 'are no range'),
-    (['--low=0'], 'are no range'),
-    (['--knob=b2', '--high=2'], '--high=2.0 must be from 0.0 to 1.0, as b2'),
-    (['--low=-1', '--spacing=linear'], '--low=-1.0 must be from 0.0'),
-    (['--high=nan'], '--high=nan must be from 0.0'),
-    (['--spacing=log'], "spacing='log'"),
-    (['--num_steps=3'], 'num_steps=3'),
-    (['--out=a.jpg'], 'must end in .png'),
-    (['--config=configs/gone.py'], 'does not exist'),
-    (['--config.branch=gone@3'], 'gone'),
-  ],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize('name', BAD)
-def test_mistakes_are_one_sentence(name, tool, capsys):
-  tools.log('norms.jsonl', grad_norm=np.ones(9))
-  tools.log('zeros.jsonl', grad_norm=np.zeros(9))
-  tools.log('loss.jsonl', loss=np.ones(9), lr=np.ones(9))
-  tools.log('rest.jsonl', loss=[1], lr=[0])
-  pathlib.Path('other').mkdir()  # of another trainer
-  pathlib.Path('other/config.json').write_text('{}')
-  tools.log('other.jsonl', loss=np.ones(9), lr=2 * np.ones(9))
-  _fake('half', arg='schedule=wsd', num_steps=4000)
-  tools.log(
-    'half/metrics.jsonl', **{'grad/l1': np.ones(9), 'optim/lr': np.ones(9)}
-  )
-  _fake('early', arg='schedule=wsd', num_steps=2900)
-  for arguments, sentence in BAD[name]:
-    before = {*pathlib.Path().rglob('*')}
-    code = tool(name, *arguments)
-    error = capsys.readouterr().err
-    assert code == 2, arguments
-    lines = error.splitlines()
-    assert lines[-1].startswith('error: ') and sentence in lines[-1], error
-    assert 'Traceback' not in error
-    assert {*pathlib.Path().rglob('*')} == before, arguments

@@ -226,6 +226,12 @@ def test_lr_range_changes_nothing_of_the_run_it_starts_from(tool, run, capsys):
   assert _hashes(run) == before
   here = {p.name for p in pathlib.Path().iterdir()}
   assert here == {'configs', 'lr_range.png'}
+  name, words = tools.proposed(output)
+  assert (name, words[:2]) == ('train', arguments)
+  assert words[2].startswith('--config.learning_rate=')
+  assert '--config.num_steps=48' in words  # those of the run are done
+  assert tool('train', *words, '--dry_run') == 0
+  capsys.readouterr()
   assert tool('lr_range', '--knob=b2', '--low=0.5', '--high=0.99',
               '--num_steps=12', *arguments) == 0  # fmt: skip
   assert '11 of 12 values' in capsys.readouterr().out

@@ -84,6 +84,25 @@ def test_a_component_with_a_bad_default_is_named(component):
 
 
 @pytest.mark.parametrize(
+  ('text', 'cause'),
+  [
+    ('x = (\n', "line 1: '(' was never closed."),
+    ('\nimport zz_gone\n', 'line 2: ModuleNotFoundError: No module named'),
+    ('import numpy\nnumpy.ones(-1)\n', 'line 2: ValueError: negative dim'),
+    ('import json\njson.loads("{")\n', 'line 2: JSONDecodeError: Expecting'),
+    ('x = 1\n\nx += ""\n', 'line 3: TypeError: unsupported operand'),
+  ],
+)
+def test_a_component_that_raises_is_named_with_its_line(component, text, cause):
+  name = f'zz_{abs(hash(text))}'
+  component(name, text)
+  sentence = re.escape(f"{name}.py', {cause}")
+  with pytest.raises(UserError, match=sentence) as e:
+    spec.get('optimizers', name)
+  assert e.value.__cause__
+
+
+@pytest.mark.parametrize(
   'signature, sentence',
   [
     ('learning_rate, momentum=0.9', "'momentum' must stand behind a `*`"),
@@ -102,7 +121,7 @@ def test_parse():
   assert spec.parse('', size='tiny') == {'size': 'tiny'}
   chosen = spec.parse('a=1,b=2', a='', b='', c='3')
   assert chosen == {'a': '1', 'b': '2', 'c': '3'}
-  for bad in ('siz=tiny', 'size', 'size=', '=x'):
+  for bad in ('siz=tiny', 'size', 'size=', '=x', 'size=a,size=b'):
     with pytest.raises(UserError, match='size'):
       spec.parse(bad, size='tiny')
 

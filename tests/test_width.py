@@ -149,7 +149,7 @@ def test_at_its_base_width_a_rule_is_no_program():
   ('knob', 'value', 'sentence'),
   [
     ('width__decay', 'sqr', "width.decay='sqr' does not exist. .*'sqrt'"),
-    ('model__base_width', -1, r'model\.base_width=-1 must be at least 0'),
+    ('model__base_width', -1, r'model\.base_width=-1 must be 0 to'),
     ('model__base_head_dim', -8, r'model\.base_head_dim=-8 must be'),
   ],
 )

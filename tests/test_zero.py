@@ -7,7 +7,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from lm import dry_run, loop, mesh, spec, step
+from lm import loop, mesh, spec, step
 from lm import run as run_lib
 from lm.errors import UserError
 from lm.state import TrainState
@@ -112,7 +112,7 @@ def test_each_stage_spreads_what_it_says():
   built = {zero: _built(zero) for zero in range(4)}
   size = {
     field: [
-      dry_run.device_bytes(getattr(built[zero].abstract, field))
+      mesh.device_bytes(getattr(built[zero].abstract, field))
       for zero in range(4)
     ]
     for field in ('params', 'opt_state', 'mean')

@@ -3,9 +3,13 @@
 import json
 import pathlib
 import runpy
+import shlex
 import sys
 
+import numpy as np
 from absl import flags
+
+from tests import helpers
 
 
 def call(monkeypatch, name, *arguments):
@@ -52,9 +56,28 @@ def log(path, **columns):
   return path
 
 
+def fake_run(name, **overrides):
+  """A run directory without arrays: config, log and names of checkpoints."""
+  run = pathlib.Path(name)
+  c = helpers.config(overrides.pop('arg'), **overrides)
+  (run / 'checkpoints' / '3200' / 'params').mkdir(parents=True)
+  (run / 'checkpoints' / '2400' / 'params').mkdir(parents=True)
+  (run / 'config.json').write_text(json.dumps(c.to_dict()))
+  log(run / 'metrics.jsonl', **{'optim/lr': np.ones(9)})
+  return name
+
+
 def commands(output):
   """[(title, command)] of launch.extend."""
   lines = output.splitlines()
   return [
     (a, b) for a, b in zip(lines, lines[1:], strict=False) if a[:1] == '#'
   ]
+
+
+def proposed(output):
+  """(name, arguments) of the command that a tool ends with."""
+  line = output.splitlines()[-1]
+  assert line.startswith('Next: python -m launch.') and '...' not in line
+  name, *words = shlex.split(line.removeprefix('Next: python -m launch.'))
+  return name, words

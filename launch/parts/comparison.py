@@ -88,6 +88,11 @@ def compare(
   windows = list(windows) or list(dict.fromkeys(r.window for r in real))
   cells = judgement.grid(run, [step], windows)
   jobs = judgement.jobs(run, cells, cells, shapes, floor)
+  if not jobs:
+    raise UserError(
+      f'--windows: those of {windows} steps hold one checkpoint, and a merge '
+      f'needs two; {run.path} has no means (checkpoint.mean=False).'
+    )
   merges = judgement.measure(run, jobs)
   paths = dict.fromkeys(p for job in jobs for p, _ in job.plan.sources)
   ingredients = {

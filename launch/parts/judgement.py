@@ -45,7 +45,8 @@ def cooldown(run: Run, branch: Run) -> Cooldown:
   """Evaluates the end of a branch of `run`, on the tokens of `run`."""
   origin = branch.meta.get('parent', '')  # an imported run has none
   parent, _, start = origin.rpartition('@')
-  if pathlib.Path(parent).resolve() != run.path.resolve() or not parent:
+  here = pathlib.Path(parent).resolve() == run.path.resolve()
+  if not (parent and here and start.isdecimal()):
     raise UserError(
       f"{branch.path} is not a branch of {run.path}: its parent is '{origin}'."
     )
@@ -72,23 +73,33 @@ def grid(
 ) -> list[tuple[int, int]]:
   """Returns pairs (end, window) whose both sides are checkpoints.
 
-  Default ends are four, evenly spaced; default windows 10, 20 and 40 % of each.
+  Default ends are four, evenly spaced; default windows 10, 20 and 40 % of each,
+  those that hold two checkpoints, or that interval means cover.
   """
   saved = run.steps
   if len(saved) < 3:
     raise UserError(f'{run.path} has {len(saved)} checkpoints; 3 are needed.')
   near = lambda x: min(saved, key=lambda s: abs(s - x))
   ends = list(ends) or [near(saved[-1] * f) for f in (0.25, 0.5, 0.75, 1)]
-  pairs = []
+  means, pairs = 'means' in stored.available(run), []
   for end in dict.fromkeys(ends):
     if end not in saved:
       raise UserError(f'--ends: {end} is not a checkpoint; there are {saved}.')
-    lengths = list(windows) or [end - near(end * f) for f in (0.9, 0.8, 0.6)]
+    fifths = [end - near(end * f) for f in (0.9, 0.8, 0.6)]
+    lengths = windows or [w for w in fifths if means or _enough(run, end, w)]
     pairs += [(end, w) for w in dict.fromkeys(lengths) if 0 < w <= end]
   unused = [w for w in windows if w not in {p[1] for p in pairs}]
   if unused or not pairs:
-    raise UserError(f'--windows: none of {unused} steps fits before {ends}.')
+    what = f'{unused} steps' if unused else 'the default 10, 20 and 40 %'
+    raise UserError(
+      f'--windows: none of {what} fits before {ends}; raw checkpoints need a '
+      'window that holds two.'
+    )
   return pairs
+
+
+def _enough(run, end, window):
+  return sum(end - window < s <= end for s in run.steps) > 1
 
 
 def jobs(
@@ -102,9 +113,8 @@ def jobs(
   kept = stored.available(run)
   planned = []
   for end, window in dict.fromkeys([*focus, *grid]):
-    enough = sum(end - window < s <= end for s in run.steps) > 1
     if (end, window) in focus:
-      kinds = ['raw'] * enough + kept
+      kinds = ['raw'] * _enough(run, end, window) + kept
     else:
       kinds = ['means'] if 'means' in kept else ['raw']
     for source in kinds:

@@ -1,7 +1,7 @@
 """Final losses of runs, and what a fit says of others (not a command)."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Point(NamedTuple):
   lr: np.ndarray
   loss: float
   tag: str
+  config: Mapping[str, Any]  # empty in a log of another trainer
 
 
 def point(text: str, tag: str, lr_tag: str, last: int) -> Point:
@@ -48,7 +49,7 @@ def point(text: str, tag: str, lr_tag: str, last: int) -> Point:
   lr = lr[: int(series.step[-1])]
   if lr.size < 2 or not lr.max() > 0:
     raise UserError(f"{text}: '{name}' ends at step {series.step[-1]}.")
-  return Point(text, lr, loss, name)
+  return Point(text, lr, loss, name, found.config)
 
 
 class Fitted(NamedTuple):
@@ -119,6 +120,11 @@ def print_fit(fitted: Fitted) -> None:
   )
   if f.slope <= 0:
     print('These losses do not grow with the bound: nothing can be predicted.')
+  if len(fitted.points) == 3:
+    print(
+      'Three runs leave no degree of freedom: that they are fitted says '
+      'nothing, and there are no intervals; give four or more.'
+    )
   each = leave_one_out(fitted.points)
   if each:
     print(

@@ -41,6 +41,7 @@ def train(
   """
   c = _constant(config, len(values))
   built = loop.build(c)
+  mesh.check_memory(built.abstract)
   shape = (c.batch_size, c.seq_len + 1)
   rows = mesh.local_rows(built.batch_sharding, shape)
   losses, watch = [], lr_range.Watch()

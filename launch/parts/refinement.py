@@ -102,8 +102,9 @@ def refine(
       'norms; at least two are needed.'
     )
   norms = np.interp(np.arange(end), series.step[good], series.value[good])
-  raw = theory.refine(norms, power=choice.power, tau=tau)
-  m = _warmed(theory.resample(raw, num_steps or end), warmup)
+  with np.errstate(all='ignore'):  # refused below
+    raw = theory.refine(norms, power=choice.power, tau=tau)
+    m = _warmed(theory.resample(raw, num_steps or end), warmup)
   if not np.isfinite(m).all():
     raise UserError(
       f'--power={choice.power:g} of these norms is beyond float64; typical: 1 '
@@ -242,7 +243,7 @@ def write_sweep(
 _SWEEP = ('-linear.npz', '-refute.csv')
 _REFUTE = '''"""Refined against linear, made to refute it: see the experiment.
 
-python -m launch.train --config={path}:schedule=refined --workdir=...
+python -m launch.train --config={path}:schedule=refined --workdir={run}-refined
 """
 
 from configs.papers import defazio2023_refined as experiment

@@ -67,6 +67,7 @@ def train(config: ConfigDict, num_steps: int) -> Trained:
     UserError: a step was not finite.
   """
   built = loop.build(config)
+  mesh.check_memory(built.abstract)
   shape = (config.batch_size, config.seq_len + 1)
   rows = mesh.local_rows(built.batch_sharding, shape)
   width = f'd_model={config.model.d_model}'

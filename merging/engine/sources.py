@@ -74,8 +74,8 @@ def mean_steps(run: str | pathlib.Path, *, end: int, window: int) -> list[int]:
       raise ValueError(f'checkpoint {step} of {run} has no interval mean.')
     meta = item(run, step, 'meta') / 'metadata'
     try:
-      start = json.loads(meta.read_text())['mean_start']
-    except (OSError, ValueError, KeyError) as e:
+      start = int(json.loads(meta.read_text())['mean_start'])
+    except (OSError, ValueError, KeyError, TypeError) as e:
       raise ValueError(f"'{meta}' cannot be read: {e}.") from e
     if start >= step:
       raise ValueError(f'no interval mean ends before step {step} of {run}.')

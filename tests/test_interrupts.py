@@ -1,0 +1,91 @@
+"""kill -9, SIGTERM and Ctrl-C: what they leave is a run that goes on."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from lm import address
+from lm import run as run_lib
+from tests import helpers
+from tests.helpers import ROOT
+
+
+def _wait_for_step(victim, run, least):
+  while not any(s >= least for s in address.steps(run)):
+    assert victim.poll() is None
+    time.sleep(0.02)
+
+
+def test_kill_9_then_the_same_command(tmp_path):
+  """Killed as soon as a checkpoint beyond the first appears."""
+  arguments = [
+    '--config=configs/debug.py',
+    '--config.num_steps=60',
+    '--config.checkpoint.every_steps=4',
+  ]
+  helpers.command('launch.train', *arguments, f'--workdir={tmp_path}/a')
+  command = [sys.executable, '-m', 'launch.train', *arguments]
+  environment = {
+    **os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1'
+  }  # fmt: skip
+  victim = subprocess.Popen(
+    [*command, f'--workdir={tmp_path}/b'],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.DEVNULL,
+  )
+  _wait_for_step(victim, tmp_path / 'b', 5)
+  victim.send_signal(signal.SIGKILL)
+  victim.wait()
+  assert address.steps(tmp_path / 'b')[-1] < 60
+  helpers.command('launch.train', *arguments, f'--workdir={tmp_path}/b')
+  helpers.assert_same_run(tmp_path / 'a', tmp_path / 'b')
+
+
+def test_sigterm_saves_and_exits(tmp_path):
+  command = [
+    sys.executable, '-m', 'launch.train', '--config=configs/debug.py',
+    '--config.num_steps=100000', '--config.checkpoint.every_steps=50000',
+    f'--workdir={tmp_path}/a',
+  ]  # fmt: skip
+  victim = subprocess.Popen(
+    command, cwd=ROOT, stdout=subprocess.PIPE, text=True
+  )
+  metrics = pathlib.Path(tmp_path, 'a', 'metrics.jsonl')
+  while not metrics.exists() or metrics.read_text().count('\n') < 5:
+    assert victim.poll() is None
+    time.sleep(0.02)
+  victim.terminate()
+  output, _ = victim.communicate(timeout=60)
+  assert victim.returncode == 143
+  assert 'preempted. Next: run the same command' in output
+  meta = json.loads((tmp_path / 'a' / 'meta.json').read_text())
+  assert meta['status'] == 'preempted'
+  assert address.steps(tmp_path / 'a')[-1] == meta['step'] > 0
+
+
+def test_a_second_ctrl_c_ends_at_once_and_leaves_a_run(tmp_path):
+  """Mostly in the middle of the save that the first has begun."""
+  arguments = [
+    '-m', 'launch.train', '--config=configs/debug.py:schedule=constant',
+    '--config.checkpoint.every_steps=20', f'--workdir={tmp_path}/a',
+  ]  # fmt: skip
+  victim = subprocess.Popen(
+    [sys.executable, *arguments, '--config.num_steps=100000'],
+    cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  _wait_for_step(victim, tmp_path / 'a', 21)
+  victim.send_signal(signal.SIGINT)
+  while 'stopping after this step' not in victim.stderr.readline():
+    assert victim.poll() is None
+  victim.send_signal(signal.SIGINT)
+  _, error = victim.communicate(timeout=60)
+  assert victim.returncode in (130, 143)  # interrupted, or saved before that
+  assert ('interrupted; the same' in error) == (victim.returncode == 130)
+  end = address.steps(tmp_path / 'a')[-1] + 2
+  helpers.command(*arguments[1:], f'--config.num_steps={end}')
+  assert run_lib.Run(tmp_path / 'a').meta['status'] == 'done'

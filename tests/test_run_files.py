@@ -1,0 +1,161 @@
+"""Files of a run that somebody edited or a crash cut: one sentence names it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from configs import base
+from lm import address, card, foreign_logs, log
+from lm import run as run_lib
+from lm.errors import UserError
+from merging.engine import sources
+from tests import helpers, tools
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+  """A copy that may be changed."""
+  return shutil.copytree(whole, tmp_path / 'a')
+
+
+def _edit(path, field, value):
+  """Sets a field of a JSON file, by dotted name; ... removes it."""
+  content = json.loads(path.read_text())
+  place, *rest = content, *field.split('.')
+  for key in rest[:-1]:
+    place = place[key]
+  place[rest[-1]] = value
+  if value is ...:
+    del place[rest[-1]]
+  path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'sentence'),
+  [
+    ('num_steps', 'x', "num_steps cannot be 'x'"),
+    ('num_steps', False, 'num_steps cannot be False'),
+    ('batch_size', True, 'batch_size cannot be True'),
+    ('optimizer', 'adamw', 'optimizer.name is missing'),
+    ('schedule', {}, 'schedule.name is missing'),
+    ('model', [], 'model.num_layers is missing'),
+    ('model.rope_theta', '1e4', "model.rope_theta cannot be '1e4'"),
+    ('data.train', None, 'data.train is missing'),
+    ('eval.num_sequences', 1.5, 'eval.num_sequences cannot be 1.5'),
+    ('data.order', 1, 'data.order cannot be 1'),
+  ],
+)
+def test_an_edited_config_is_one_sentence(run, field, value, sentence):
+  _edit(run / 'config.json', field, value)
+  for read in (
+    lambda: run_lib.Run(run).config,
+    lambda: foreign_logs.read(str(run)),
+    lambda: card.check_config(run, helpers.config(), 12),
+  ):
+    with pytest.raises(UserError, match=f'config.json of a run: {sentence}'):
+      read()
+
+
+def test_the_types_are_those_of_the_configs():
+  config = base.get_config()
+  for field, kind in {**log._FIELDS, **log._NEWER}.items():
+    value = config
+    for key in field.split('.'):
+      value = value[key]
+    assert isinstance(value, kind), field
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'sentence'),
+  [
+    ('status', 3, 'status cannot be 3'),
+    ('status', ..., 'status is missing'),
+    ('step', 'x', "step cannot be 'x'"),
+    ('parent', [], r'parent cannot be \[\]'),
+    ('starts', '2', "starts cannot be '2'"),
+  ],
+)
+def test_an_edited_meta_is_one_sentence(run, field, value, sentence):
+  _edit(run / 'meta.json', field, value)
+  for read in (
+    lambda: run_lib.Run(run).meta,
+    lambda: foreign_logs.read(str(run)),
+    lambda: card.Card(run, helpers.config(), ''),
+  ):
+    with pytest.raises(UserError, match=f'meta.json of a run: {sentence}'):
+      read()
+
+
+@pytest.mark.parametrize('parent', ['{}@x', '{}', 'elsewhere@4', ''])
+def test_an_edited_parent_is_no_parent(run, monkeypatch, capsys, parent):
+  _edit(run / 'meta.json', 'parent', parent.format(run))
+  arguments = [f'--run={run}', f'--against={run}']
+  assert tools.call(monkeypatch, 'emulate', *arguments) == 2
+  assert f'error: {run} is not a branch of {run}' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('value', [None, 'x', []])
+def test_an_edited_checkpoint_meta_is_one_sentence(run, value):
+  _edit(address.item(run, 12, 'meta') / 'metadata', 'mean_start', value)
+  with pytest.raises(ValueError, match='metadata. cannot be read'):
+    sources.mean_steps(run, end=12, window=8)
+
+
+def test_cut_files_of_a_run_are_one_sentence(run):
+  for name, read in (
+    ('schedules/multiplier.npz', lambda: run_lib.Run(run).schedule()),
+    ('meta.json', lambda: foreign_logs.read(str(run))),
+    ('config.json', lambda: foreign_logs.read(str(run))),
+  ):
+    (run / name).write_bytes((run / name).read_bytes()[:40])
+    with pytest.raises(UserError, match=name):
+      read()
+
+
+def _read_both(run):
+  """The training loss as the tools see it, and as notebooks do."""
+  found = foreign_logs.read(str(run)).tags, run_lib.Run(run).metrics
+  return [x['train/loss'] for x in found]
+
+
+@pytest.mark.parametrize('cut', [b'{"step": 13, "tr', b'{"step": 13, "\xc3'])
+def test_a_cut_last_line_of_the_metrics_is_left_out(whole, run, cut):
+  with (run / 'metrics.jsonl').open('ab') as f:
+    f.write(cut)
+  want = run_lib.Run(whole).metrics['train/loss']
+  for got in _read_both(run):
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+  'line', [b'\xff\xfe1', b'{"step": 13, "tr', b'{"loss": 1}', b'5', b'[[]]',
+           b'{"step": "x"}'],
+)  # fmt: skip
+def test_a_damaged_line_of_the_metrics_is_named(run, line):
+  path = run / 'metrics.jsonl'
+  lines = path.read_bytes().splitlines()
+  path.write_bytes(b'\n'.join([*lines[:3], line, *lines[3:], b'']))
+  with pytest.raises(UserError, match="line 4 of '.*metrics.jsonl' is damaged"):
+    run_lib.Run(run).metrics  # noqa: B018
+  with pytest.raises(UserError, match="line 4 of '.*metrics.jsonl' is damaged"):
+    log.Metrics(run, 13)
+
+
+@pytest.mark.parametrize('name', ['predict', 'refine', 'plot_schedule'])
+@pytest.mark.parametrize('damage', ['utf-16', 'line'])
+def test_tools_name_metrics_that_cannot_be_read(
+  run, monkeypatch, tmp_path, capsys, name, damage
+):
+  path = run / 'metrics.jsonl'
+  text = path.read_text()
+  path.write_text(text, encoding='utf-16')
+  if damage == 'line':
+    path.write_text(text + '{"step"\n')
+  monkeypatch.chdir(tmp_path)
+  flag = 'run' if name == 'refine' else 'runs'
+  assert tools.call(monkeypatch, name, f'--{flag}={run}') == 2
+  error = capsys.readouterr().err
+  assert error.startswith('error: ') and error.count('\n') == 1
+  assert str(run) in error
