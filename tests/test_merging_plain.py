@@ -165,3 +165,27 @@ def test_other_kinds_of_arrays_are_left_to_tensorstore():
   ):  # fmt: skip
     assert found(**change) is None, change
   assert chunks.plain({}, 'w') is None
+
+
+def test_what_several_processes_wrote(tmp_path, reads):
+  """The store refers to files in the folder of each process."""
+  trees = [{'w': np.full((40, 30), i, 'f4') + np.arange(30)} for i in (1, 2)]
+  sources = [
+    (made.save(tmp_path / str(i), tree, chunk_bytes=2400, **PLAIN), 0.5)
+    for i, tree in enumerate(trees)
+  ]
+  out = tmp_path / 'out'
+  out.mkdir()
+  for i in range(2):
+    finish = stream.write_part(sources, out, (i, 2), max_bytes=20_000)
+  finish()
+  found = chunks.plain(chunks.values(out), 'w').places.values()
+  folders = {place.path.relative_to(out).parts[0] for place in found}
+  assert folders == {'ocdbt.process_0', 'ocdbt.process_1'}
+  reads.clear()
+  got = stream.combine([(out, 1.0)], max_bytes=20_000)
+  want = {
+    'w': np.float32(0.5) * trees[0]['w'] + np.float32(0.5) * trees[1]['w']
+  }
+  assert reads
+  made.assert_same_bits(got, want)
