@@ -1,12 +1,13 @@
 """Order of the data by quality, learning rate and averaging: do they interact?
 
-  python -m benchmarks.curriculum --seeds=2        about 20 minutes on 2 cores
+  python -m benchmarks.curriculum --seeds=3
 
 The experiment of arXiv 2511.18903 where quality is known: sequences of Python
 source in which a share of the bytes, 0 to 0.5, is replaced by random ones. One
 pass, shuffled, ascending, descending, or ascending in the last 30 %; constant
 learning rate, decayed over the last 30 % to a third, or to zero; the last
-checkpoint, or an average of the last six. Validation on clean text.
+checkpoint, or an average of the last six. Validation on clean text. Prints
+means over seeds and paired differences with 95 % intervals (Student's t).
 """
 
 import argparse
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 
 from configs import base
+from launch.parts import comparison
 from lm import loop, sources
 from lm.run import Run
 from merging import ema, uniform
@@ -117,23 +119,29 @@ def experiment(folder, seed, orders, peak):
 
 
 def report(found, orders):
-  """Prints means over seeds, and the interaction of order and learning rate."""
-  print(
-    f'\n| order | {" | ".join(f"{f}, {a}" for f in FINALS for a in AVERAGES)} |'
-  )
-  print('|---' * (1 + len(FINALS) * len(AVERAGES)) + '|')
+  """Prints means over seeds, and paired differences with 95 % intervals."""
+  cells = [(f, a) for f in FINALS for a in AVERAGES]
   of = lambda *key: np.array([x[key] for x in found])
-  for order in orders:
-    row = [f'{of(order, f, a).mean():.4f}' for f in FINALS for a in AVERAGES]
-    print(f'| {order} | {" | ".join(row)} |')
-  if not {'shuffled', 'ascend'} <= set(orders):
+
+  def table(title, rows, cell):
+    print(f'\n{title}\n\n| | {" | ".join(f"{f}, {a}" for f, a in cells)} |')
+    print('|---' * (1 + len(cells)) + '|')
+    for order in rows:
+      row = [str(cell(order, f, a)) for f, a in cells]
+      print(f'| {order} | {" | ".join(row)} |', flush=True)
+
+  minus = comparison.difference
+  table('Loss', orders, lambda o, f, a: f'{of(o, f, a).mean():.4f}')
+  others = lambda o, f, a: minus(of(o, f, a), of(o, f, 'last'))
+  table('Minus the last checkpoint', orders, others)
+  if 'shuffled' not in orders:
     return
-  gain = lambda f, a: of('shuffled', f, a) - of('ascend', f, a)
-  print('\nGain of ascending over shuffled, minus that gain with decay to 0:')
-  for a in AVERAGES:
-    for f in ('constant', 'to 1/3'):
-      each = gain(f, a) - gain('to 0', a)
-      print(f'{f}, {a}: {each.mean():+.4f}  seeds {np.round(each, 4).tolist()}')
+  rest = [o for o in orders if o != 'shuffled']
+  gain = lambda o, f, a: of('shuffled', f, a) - of(o, f, a)
+  over = lambda o, f, a: minus(gain(o, f, a), 0)
+  table('Gain over shuffled', rest, over)
+  more = lambda o, f, a: minus(gain(o, f, a), gain(o, 'to 0', a))
+  table('That gain, minus that with a decay to 0', rest, more)
 
 
 def main():

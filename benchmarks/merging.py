@@ -54,12 +54,13 @@ def read():
             pass
 def decode():
   for folder in inputs:
-    item = items.Item(pathlib.Path(folder))
-    for name in item.leaves:
-      array = item.open(name, items.context())
-      rows = max(array.chunk[0], 1) if array.shape else 1
+    path = pathlib.Path(folder)
+    meta = items.metadata(path)
+    for name in items.leaves(meta):
+      array = items.open_leaf(path, meta, name, items.context())
+      rows = array.chunk_layout.read_chunk.shape[0]
       for i in range(0, array.shape[0], rows):
-        array.read((slice(i, min(i + rows, array.shape[0])),)).result()
+        array[i:min(i + rows, array.shape[0])].read().result()
 def ours():
   memory.reuse()  # as launch.merge does
   sources = [(p, 1 / len(inputs)) for p in inputs]

@@ -17,6 +17,7 @@ Orbax checkpoints and safetensors folders of other programs, one by one or the
 folder that holds their steps; the result has their format.
 """
 
+import os
 import pathlib
 import re
 import shlex
@@ -69,6 +70,9 @@ _ACCUMULATE = flags.DEFINE_enum(
   'accumulate', 'float32', ['float32', 'float64'], 'precision of the sums'
 )
 _DTYPE = flags.DEFINE_string('dtype', '', 'of the result; default: as stored')
+_HASH_INPUTS = flags.DEFINE_bool(
+  'hash_inputs', False, 'SHA-256 of every file of the inputs, in merge.json'
+)
 _MAX_MIB = flags.DEFINE_integer(
   'max_mib', 1024, 'most memory for arrays, in MiB', lower_bound=1
 )
@@ -156,9 +160,10 @@ def _merge_run(options) -> None:
     _print(about, run.config.batch_size * run.config.seq_len)
   name = _NAME.value or _default_name(method, plan.about)
   out = run.path / 'merged' / name
-  if _done(out, about, ('params', 'state')[: 1 + bool(plan.state)]):
+  hashed = _hashed(run.path, [*plan.sources, *plan.state])
+  if _done(out, about, ('params', 'state')[: 1 + bool(plan.state)], hashed):
     return
-  emulation.write(run, name, plan, about, options)
+  emulation.write(run, name, plan, about, options, hashed)
   print(f'wrote {out}/params and {out}/merge.json')
   at = shlex.quote(f'{run.path},{out}')
   print(f'Next: python -m launch.evaluate --at={at}')
@@ -185,13 +190,15 @@ def _merge_inputs(options) -> None:
     **options,
   )
   _print(about)
-  if _done(out, about, (found.item,)):
+  hashed = _hashed(out, plan.sources)
+  if _done(out, about, (found.item,), hashed):
     return
   artifact.write_at(
     out,
     found.item,
     sources=plan.sources,
     provenance=about,
+    hashed=hashed,
     group=emulation.group(),
     **options,
   )
@@ -211,10 +218,16 @@ def _refuse(names, why):
       raise UserError(f'--{name} {why}.')
 
 
-def _done(out, about, items) -> bool:
+def _hashed(folder, sources):
+  """Returns {path as in merge.json: path} of what --hash_inputs hashes."""
+  paths = [p for p, _ in sources] if _HASH_INPUTS.value else []
+  return {os.path.relpath(p, folder.absolute()): p for p in paths}
+
+
+def _done(out, about, items, hashed) -> bool:
   from launch.parts import finished
 
-  if finished.is_done(out, about, items):
+  if finished.is_done(out, about, items, hashed):
     print(f'{out} is this very merge already.')
     return True
   if _DRY_RUN.value:

@@ -1,6 +1,7 @@
 """Verifies checkpoints that are read block by block, as a merge does."""
 
 import pathlib
+import threading
 from typing import Any
 
 import jax
@@ -8,18 +9,22 @@ import numpy as np
 
 from lm import checkpoint, fingerprint, log
 
+_PART = 1 << 16  # elements at a time
+
 
 class Verifier:
   """Adds up fingerprints of blocks; `check` compares them at the end.
 
   An instance is called with (item directory, leaf, slices, array) per block,
   with None in place of the directory for the result.
-  The fingerprint is a sum over elements, so blocks may come in any order.
+  The fingerprint is a sum over elements, so blocks may come in any order, and
+  from any thread.
   """
 
   def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
     self._shapes = shapes
     self._sums: dict[tuple[pathlib.Path | None, str], int] = {}
+    self._lock = threading.Lock()
 
   def __call__(
     self,
@@ -29,8 +34,9 @@ class Verifier:
     block: np.ndarray,
   ) -> None:
     mark = block_fingerprint(block, index, self._shapes[leaf])
-    old = self._sums.get((item, leaf), 0)
-    self._sums[item, leaf] = (old + mark) & 0xFFFFFFFF
+    with self._lock:
+      old = self._sums.get((item, leaf), 0)
+      self._sums[item, leaf] = (old + mark) & 0xFFFFFFFF
 
   def save(self, path: pathlib.Path) -> None:
     """Writes what this process has seen of the blocks."""
@@ -70,6 +76,23 @@ def block_fingerprint(
   block: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]
 ) -> int:
   """Returns a block's share of the whole leaf's `fingerprint.of`."""
+  if block.size <= _PART:
+    return _fingerprint(block, index, shape)
+  # By halves, so that what it needs besides is small and stays in the cache.
+  axis = next(i for i, n in enumerate(block.shape) if n > 1)
+  half, whole = block.shape[axis] // 2, index[axis]
+  middle, total = whole.start + half, 0
+  for part, piece in zip(
+    np.split(block, [half], axis),
+    (slice(whole.start, middle), slice(middle, whole.stop)),
+    strict=True,
+  ):
+    place = (*index[:axis], piece, *index[axis + 1 :])
+    total += block_fingerprint(part, place, shape)
+  return total & 0xFFFFFFFF
+
+
+def _fingerprint(block, index, shape):
   unsigned = {1: np.uint8, 2: np.uint16, 4: np.uint32}[block.dtype.itemsize]
   bits = np.ascontiguousarray(block).view(unsigned).astype(np.uint32)
   place = np.zeros(block.shape, np.uint32)

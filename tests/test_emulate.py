@@ -12,7 +12,7 @@ from lm import address, checkpoint, fingerprint, loop, verify
 from lm import run as run_lib
 from lm.errors import UserError
 from merging.engine import artifact, stream
-from tests import helpers
+from tests import helpers, merging_items
 
 
 @pytest.fixture(scope='module')
@@ -124,7 +124,8 @@ def test_a_damaged_source_leaves_no_merge(run, tmp_path):
 def test_a_merge_without_its_params_is_not_done(tmp_path):
   about = dict.fromkeys(('method', 'sources', 'accumulate', 'dtype'), 'x')
   out = tmp_path / 'merged' / 'm'
-  (out / 'params').mkdir(parents=True)
+  out.mkdir(parents=True)
+  merging_items.save(out / 'params', merging_items.params(0))
   (out / 'merge.json').write_text(json.dumps(about))
   assert finished.is_done(out, about, ('params',))
   (out / 'merge.json').write_text('{}')
@@ -132,7 +133,7 @@ def test_a_merge_without_its_params_is_not_done(tmp_path):
   (out.parent / 'stray').mkdir()
   with pytest.raises(UserError, match='merges of this run: m.$'):
     address.locate(str(out.parent / 'stray'))
-  (out / 'params').rmdir()
+  shutil.rmtree(out / 'params')
   with pytest.raises(UserError, match='has merge.json and no params; remove'):
     finished.is_done(out, about, ('params',))
 
@@ -279,3 +280,14 @@ def test_the_commands(run):
     assert done.returncode == 2
     assert done.stderr.count('error: ') == 1
     assert 'Traceback' not in done.stderr
+
+
+def test_the_fingerprint_of_a_block_is_the_sum_over_its_parts(monkeypatch):
+  block = np.random.default_rng(0).standard_normal((5, 7, 9), np.float32)
+  index, shape = (slice(2, 7), slice(0, 7), slice(4, 13)), (8, 7, 20)
+  whole = verify.block_fingerprint(block, index, shape)
+  for part in (1, 4, 60):
+    monkeypatch.setattr(verify, '_PART', part)
+    assert verify.block_fingerprint(block, index, shape) == whole
+  moved = (slice(3, 8), *index[1:])
+  assert verify.block_fingerprint(block, moved, shape) != whole

@@ -50,7 +50,10 @@ def test_weighted_sum_against_numpy_and_in_memory(run, tmp_path):
 def test_blocks_of_any_size_and_any_order_give_the_same_bits(run, tmp_path):
   sources = made.sources(run, [0.1, 0.2, 0.3, 0.4])
   want = stream.combine(sources)
-  for max_bytes in (made.SMALL, 2 * made.SMALL):  # without and with read-ahead
+  for max_bytes in (
+    made.SMALL,
+    4 * made.SMALL,
+  ):  # one block at a time, and several
     got = stream.combine(sources, max_bytes=max_bytes)
     made.assert_same_bits(got, want)
   small = [

@@ -11,7 +11,7 @@ from lm import checkpoint, log, processes, spec, verify
 from lm.errors import UserError
 from lm.run import Run
 from merging import from_run
-from merging.engine import artifact, coefficients, sources
+from merging.engine import artifact, coefficients, hashing, sources
 from merging.engine import group as groups
 
 
@@ -133,6 +133,7 @@ def write(
   plan: Plan,
   about: Mapping[str, Any],
   options: Mapping[str, Any],
+  hashed: hashing.Inputs | None = None,
 ) -> None:
   """Writes RUN/merged/NAME and verifies every source by its fingerprints.
 
@@ -141,6 +142,7 @@ def write(
     plan: the sources, checkpoints of runs.
     about: the content of merge.json.
     options: how to add, see `stream.merge`.
+    hashed: see `artifact.write_at`.
 
   Raises:
     ValueError: as `artifact.write`; UserError: a damaged checkpoint.
@@ -175,6 +177,7 @@ def write(
     name,
     sources=plan.sources,
     provenance=about,
+    hashed=hashed,
     observe=verifier,
     after_part=after_part,
     before_commit=finish,

@@ -6,24 +6,47 @@ from typing import Any
 
 from lm import log
 from lm.errors import UserError
+from merging.engine import hashing, plan
 
 
 def is_done(
-  out: pathlib.Path, about: Mapping[str, Any], items: Sequence[str]
+  out: pathlib.Path,
+  about: Mapping[str, Any],
+  items: Sequence[str],
+  hashed: Mapping[str, pathlib.Path] | None = None,
 ) -> bool:
   """Returns whether `out` has this very merge, but for versions and time.
 
   Raises:
-    UserError: its merge.json is there, and one of `items` is not.
+    UserError: its merge.json is there, and one of `items` is not, or has arrays
+      that cannot be opened; it does not record the files of `hashed`
+      (`artifact.write_at`) as they are.
   """
   if not (out / 'merge.json').is_file():
     return False
   for item in items:
-    if not (out / item).exists():
+    try:
+      plan.check_item(out / item)
+    except ValueError as e:
+      what = f'no {item}' if not (out / item).exists() else f'this mistake: {e}'
       raise UserError(
-        f"'{out}' is incomplete: it has merge.json and no {item}; remove it "
-        'and merge again.'
-      )
+        f"'{out}' is incomplete: it has merge.json and {what.rstrip('.')}; "
+        'remove it and merge again.'
+      ) from e
   old = log.read_json(out / 'merge.json')
   fields = ('method', 'sources', 'accumulate', 'dtype')
-  return all(old.get(f) == about[f] for f in fields)
+  if not all(old.get(f) == about[f] for f in fields):
+    return False
+  if hashed:
+    _check_files(out, old.get('files', {}), hashing.digests(hashed))
+  return True
+
+
+def _check_files(out, old, new):
+  for name, digests in new.items():
+    for file in sorted({*digests, *old.get(name, {})}):
+      if old.get(name, {}).get(file) != digests.get(file):
+        raise UserError(
+          f"'{out}' is this very merge, but its merge.json does not have the "
+          f"SHA-256 that '{name}/{file}' has now; use another name."
+        )

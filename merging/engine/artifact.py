@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from merging.engine import atomic, coefficients, plan, stream
+from merging.engine import atomic, coefficients, hashing, plan, stream
 from merging.engine.group import Group
 from merging.engine.plan import Options, Path, Sources
 
@@ -105,6 +105,7 @@ def write_at(
   *,
   sources: Sources,
   provenance: Mapping[str, Any],
+  hashed: hashing.Inputs | None = None,
   after_part: Callable[[pathlib.Path], None] | None = None,
   before_commit: Callable[[pathlib.Path], None] | None = None,
   group: Group = _ALONE,
@@ -117,6 +118,8 @@ def write_at(
     item: of the result in it; '' = the result is `out` itself.
     sources, **options: as for `stream.merge`.
     provenance: the content of merge.json.
+    hashed: inputs whose files are hashed meanwhile, by the first process, into
+      'files' of merge.json.
     after_part, before_commit: called with the unfinished directory, by every
       process after its part, by the first when all is written: they may add
       files; what they raise leaves no result.
@@ -125,7 +128,6 @@ def write_at(
   Raises:
     ValueError: as `stream.merge`.
   """
-  text = json.dumps(provenance, indent=2) + '\n'
 
   def part(folder):
     done = stream.write_part(
@@ -137,12 +139,17 @@ def write_at(
 
   def finish(folder, done):
     done()
-    (folder / 'merge.json').write_text(text)
+    about = {**provenance, 'files': digests()} if hashed else provenance
+    (folder / 'merge.json').write_text(json.dumps(about, indent=2) + '\n')
     if before_commit:
       before_commit(folder)
     return ''
 
-  with atomic.directory(out, group) as temporary:
+  mine = hashed if hashed and group.index == 0 else {}
+  with (
+    atomic.directory(out, group) as temporary,
+    hashing.beside(mine) as digests,
+  ):
     (temporary / item).mkdir(exist_ok=True)
     done = group.together(lambda: part(temporary))
     group.first(lambda: finish(temporary, done))

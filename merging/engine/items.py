@@ -6,6 +6,7 @@ in plain files. The result is written as Orbax's defaults do.
 """
 
 import ast
+import functools
 import hashlib
 import json
 import math
@@ -13,7 +14,10 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorstore as ts
+
+from merging.engine import chunks, files
 
 # No cache and little concurrency: memory is what the caller reads.
 _CONTEXT = {
@@ -23,6 +27,8 @@ _CONTEXT = {
 }
 _CHUNK = 16 << 20  # bytes of a chunk of the result: later merges stream it
 FLOATS = ('float32', 'bfloat16', 'float16', 'float64')
+Index = tuple[slice, ...]
+Place = tuple[pathlib.Path, int]
 
 
 def context() -> ts.Context:
@@ -59,12 +65,19 @@ def leaves(
 
 
 class Array(NamedTuple):
-  """One leaf of one checkpoint: read(slices) returns a future of an array."""
+  """One leaf of one checkpoint.
+
+  chunk: shape of what is stored together.
+  read: returns the array of some slices.
+  place: returns (file, first byte) of their elements, if they lie there one
+    after another as numpy has them in memory; else None.
+  """
 
   shape: tuple[int, ...]
   dtype: ts.dtype
-  chunk: tuple[int, ...]  # what cannot be read in parts
-  read: Callable[[tuple[slice, ...]], Any]
+  chunk: tuple[int, ...]
+  read: Callable[[Index], np.ndarray]
+  place: Callable[[Index], Place | None]
 
 
 class Item:
@@ -87,13 +100,30 @@ class Item:
       )
 
   def open(self, name: str, limits: ts.Context) -> Array:
-    array = open_leaf(self.path, self._meta, name, limits)
-    chunk = array.chunk_layout.read_chunk.shape or ()
+    whole = functools.cache(
+      lambda: open_leaf(self.path, self._meta, name, limits)
+    )
+    array = chunks.plain(self._values, name) or whole()
+    if isinstance(array, chunks.Plain):
+      chunk, place = array.chunk, array.place
+    else:
+      chunk = array.chunk_layout.read_chunk.shape or ()
+      place = lambda index: None
+    kind = array.dtype.numpy_dtype
+
+    def read(index):
+      if found := place(index):
+        return files.read(*found, [s.stop - s.start for s in index], kind)
+      return whole()[index].read().result()
+
     chunk = tuple(
       max(min(c, n), 1) for c, n in zip(chunk, array.shape, strict=True)
     )
-    read = lambda index: array[index].read()
-    return Array(array.shape, array.dtype, chunk, read)
+    return Array(array.shape, array.dtype, chunk, read, place)
+
+  @functools.cached_property
+  def _values(self):
+    return chunks.values(self.path) if self._meta.get('use_ocdbt') else {}
 
   def digest(self) -> str:
     """Returns a SHA-256 that names the content, without reading all of it.
@@ -146,9 +176,8 @@ class Writer:
       limits=self._limits,
     )
 
-  def write(self, name: str, index: tuple[slice, ...], block: Any) -> Any:
-    """Starts to write a block; returns a future."""
-    return self._leaves[name][index].write(block)
+  def write(self, name: str, index: tuple[slice, ...], block: Any) -> None:
+    self._leaves[name][index].write(block).result()
 
   def finish(self) -> None:
     """Called once, when all processes have written their parts."""

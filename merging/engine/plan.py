@@ -15,7 +15,8 @@ from merging.engine import items, safetensors
 
 Path = str | pathlib.Path
 Sources = Sequence[tuple[Path, float]]  # (item directory, coefficient)
-# Called with (item or None for the result, leaf, slices, array) per block.
+# Called with (item or None for the result, leaf, slices, array) per part of it
+# that is read or written; from any thread.
 Observer = Callable[[pathlib.Path | None, str, tuple[slice, ...], Any], None]
 
 
@@ -93,6 +94,18 @@ def open_item(
   return safetensors.Folder(path)
 
 
+def check_item(path: pathlib.Path) -> None:
+  """Opens all arrays of an item, which reads their metadata only.
+
+  Raises:
+    ValueError: one of them cannot be opened.
+  """
+  item, limits = open_item(path), items.context()
+  for name in item.leaves:
+    with named(path, name):
+      item.open(name, limits)
+
+
 def leaves(plan: Plan) -> Iterator[Leaf]:
   """Opens the leaves one after another in all sources.
 
@@ -109,9 +122,16 @@ def named(path: pathlib.Path, name: str, done: str = 'read') -> Iterator[None]:
   try:
     yield
   except (ValueError, OSError) as e:
-    reason = str(e).split(' [', 1)[0]
-    leaf = 'a leaf' if name == 'all' else f"leaf '{name}'"
-    raise ValueError(f"{leaf} of '{path}' cannot be {done}: {reason}") from e
+    raise mistake(e, path, name, done) from e
+
+
+def mistake(
+  error: Exception, path: pathlib.Path, name: str, done: str
+) -> ValueError:
+  """Returns the sentence of `named`."""
+  reason = str(error).split(' [', 1)[0]
+  leaf = 'a leaf' if name == 'all' else f"leaf '{name}'"
+  return ValueError(f"{leaf} of '{path}' cannot be {done}: {reason}")
 
 
 def _check_options(options):

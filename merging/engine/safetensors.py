@@ -6,7 +6,6 @@ shape and place of each tensor, and the tensors in C order, one after another
 several with `model.safetensors.index.json`, whose `weight_map` names them.
 """
 
-import concurrent.futures
 import hashlib
 import json
 import math
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from merging.engine import files
 from merging.engine.items import Array
 
 _DTYPES = {
@@ -31,7 +31,6 @@ _MAX_HEADER = 100 << 20
 _INDEX = 'model.safetensors.index.json'
 # Of the newest source, so that the result is a complete model.
 _COMPANIONS = ('*.json', '*.txt', '*.model', '*.jinja')
-_READER = concurrent.futures.ThreadPoolExecutor(1, 'safetensors')
 
 
 def found(path: pathlib.Path) -> bool:
@@ -71,11 +70,16 @@ class Folder:
     file, entry = self._places[name]
     shape, dtype = tuple(entry['shape']), ts.dtype(_DTYPES[entry['dtype']])
     start = self.headers[file][0] + entry['data_offsets'][0]
+    kind = dtype.numpy_dtype
+
+    def place(index):
+      first = files.first(shape, index)
+      return None if first is None else (file, start + first * kind.itemsize)
 
     def read(index):
-      return _READER.submit(_read, file, start, shape, dtype.numpy_dtype, index)
+      return files.read(*place(index), [s.stop - s.start for s in index], kind)
 
-    return Array(shape, dtype, (1,) * len(shape), read)
+    return Array(shape, dtype, (1,) * len(shape), read, place)
 
   def digest(self) -> str:
     """Returns the SHA-256 of the SHA-256s of the files."""
@@ -113,7 +117,7 @@ class Writer:
 
   def write(self, name: str, index: tuple[slice, ...], block: Any) -> None:
     path, shape, kind, start = self._places[name]
-    first, _ = _span(shape, index)
+    first = files.first(shape, index)
     data = np.ascontiguousarray(block, kind)
     with path.open('r+b') as f:
       f.seek(start + first * data.itemsize)
@@ -258,28 +262,3 @@ def _layout(header, dtype):
   text = json.dumps(new, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % 8)  # tensors begin at a multiple of 8
   return len(text).to_bytes(8, 'little') + text, end, places
-
-
-def _span(shape, index):
-  """Returns (first element, number) of a block, which is one C-order range."""
-  first = stride = number = 1
-  first = 0
-  for s, n in zip(reversed(index), reversed(shape), strict=True):
-    first += s.start * stride
-    stride *= n
-    number *= s.stop - s.start
-  return first, number
-
-
-def _read(path, start, shape, kind, index):
-  first, number = _span(shape, index)
-  out = np.empty(number, kind)
-  view = memoryview(out.view(np.uint8))
-  with path.open('rb', buffering=0) as f:
-    f.seek(start + first * kind.itemsize)
-    while len(view):
-      n = f.readinto(view)
-      if not n:
-        raise ValueError(f"'{path}' ends too early")
-      view = view[n:]
-  return out.reshape([s.stop - s.start for s in index])

@@ -1,20 +1,23 @@
 """Weighted sums of checkpoints, block by block, in bounded memory."""
 
+import collections
+import concurrent.futures
 import contextlib
 import itertools
 import math
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
-from merging.engine import atomic, plan
+from merging.engine import atomic, files, plan
 from merging.engine.plan import Leaf, Options, Path, Plan, Sources
 
-_BLOCK = 4 << 20  # bytes of one source: a sum that stays in the cache
-_PIECE = 1 << 16  # elements that stay in the processor's cache
+_THREADS = 3  # two that read and add, while one waits for its write
+_BLOCK = 4 << 20  # bytes of one source, if its chunks are no larger
+_PART = 1 << 17  # elements read, if possible, and added at once: in the cache
 
 
 def merge(sources: Sources, out: Path, **options: Any) -> None:
@@ -23,7 +26,7 @@ def merge(sources: Sources, out: Path, **options: Any) -> None:
   Sources are Orbax items, whatever devices wrote them and however they are
   stored (zarr 2 or 3, OCDBT or files), or safetensors folders. In whatever
   order they are listed, they are added from the oldest step to the newest and
-  cast once; the next block is read while one is added.
+  cast once; threads work on a block each.
 
   Args:
     sources: pairs (item directory, coefficient).
@@ -31,9 +34,10 @@ def merge(sources: Sources, out: Path, **options: Any) -> None:
     **options: the fields of `Options`. accumulate: 'float32' or 'float64', at
       least the precision of the leaf. dtype: of the result; None keeps that of
       the sources. max_bytes: of memory for arrays. observe: called with every
-      block read and written, e.g. to verify fingerprints. tree: the part of an
-      Orbax tree to merge, as 'state.params'. integers: take leaves that are not
-      floating point, as counters, from the newest source.
+      part read and block written, from any thread, e.g. to verify fingerprints.
+      tree: the part of an Orbax tree to merge, as 'state.params'. integers:
+      take leaves that are not floating point, as counters, from the newest
+      source.
 
   Raises:
     ValueError: `out` exists; sources that are missing, repeated or differ in
@@ -61,43 +65,24 @@ def write_part(
   p = plan.plan(sources, Options(**options))
   with plan.named(out, 'all', 'written'):
     writer = p.items[0].writer(out, p.options.dtype, part)
-  end = lambda: None
-  try:
-    for read, block in _blocks(p, _created(p, writer, out), part):
-      end()
-      end = _start(writer, out, read.leaf.name, read.index, block)
-      if not read.ahead:
-        end()
-  except BaseException:
-    with contextlib.suppress(ValueError):
-      end()  # a late write would bring removed files back
-    raise
-  end()
+
+  def created():
+    for leaf in plan.leaves(p):
+      with plan.named(out, leaf.name, 'written'):
+        writer.create(leaf.name, leaf.shape, leaf.dtype, leaf.chunk)
+      yield leaf
+
+  def write(leaf, index, block):
+    with plan.named(out, leaf.name, 'written'):
+      writer.write(leaf.name, index, block)
+
+  _each_block(p, created(), part, write)
 
   def finish():
     with plan.named(out, 'all', 'written'):
       writer.finish()
 
   return finish
-
-
-def _start(writer, out, name, index, block):
-  """Starts a write; returns what waits for its end."""
-  with plan.named(out, name, 'written'):
-    pending = writer.write(name, index, block)
-
-  def end():
-    with plan.named(out, name, 'written'):
-      return pending and pending.result()
-
-  return end
-
-
-def _created(p, writer, out) -> Iterator[Leaf]:
-  for leaf in plan.leaves(p):
-    with plan.named(out, leaf.name, 'written'):
-      writer.create(leaf.name, leaf.shape, leaf.dtype, leaf.chunk)
-    yield leaf
 
 
 def combine(sources: Sources, **options: Any) -> dict[str, Any]:
@@ -108,15 +93,20 @@ def combine(sources: Sources, **options: Any) -> dict[str, Any]:
   p = plan.plan(sources, Options(**options))
   tree: dict[str, Any] = {}
   wholes = {}
-  leaves = list(plan.leaves(p))
-  for leaf in leaves:
-    *parents, last = p.items[0].leaves[leaf.name]
-    node = tree
-    for key in parents:
-      node = node.setdefault(key, {})
-    node[last] = wholes[leaf.name] = np.empty(leaf.shape, _numpy(leaf.dtype))
-  for read, block in _blocks(p, leaves, (0, 1)):
-    wholes[read.leaf.name][read.index] = block
+
+  def created():
+    for leaf in plan.leaves(p):
+      *parents, last = p.items[0].leaves[leaf.name]
+      node = tree
+      for key in parents:
+        node = node.setdefault(key, {})
+      node[last] = wholes[leaf.name] = np.empty(leaf.shape, _numpy(leaf.dtype))
+      yield leaf
+
+  def keep(leaf, index, block):
+    wholes[leaf.name][index] = block
+
+  _each_block(p, created(), (0, 1), keep)
   return tree
 
 
@@ -124,137 +114,151 @@ def _numpy(name) -> np.dtype:
   return ts.dtype(name).numpy_dtype  # numpy alone does not know bfloat16
 
 
-class _Read(NamedTuple):
-  """One block of one source; `ahead`: memory holds the next one, too."""
-
-  leaf: Leaf
-  index: tuple[slice, ...]
-  source: int
-  ahead: bool
-
-
-def _blocks(p, leaves, part) -> Iterator[tuple[_Read, np.ndarray]]:
-  """Yields the last read and the weighted sum, for this part of the blocks."""
-  total = None
-  piece = np.empty(_PIECE, np.float64)
-  for read, block in _read_ahead(p, _reads(p, leaves, part)):
-    leaf, index, i, _ = read
-    if p.options.observe:
-      p.options.observe(p.paths[i], leaf.name, index, block)
-    if i == 0:
-      total = np.empty(block.shape, leaf.sum_dtype)
-    if leaf.averaged:
-      _add(total, block, p.coefficients[i], piece, i == 0)
-    else:
-      total = block
-    if i + 1 < len(p.paths):
-      continue
-    result = _cast(p, leaf, index, total)
-    if p.options.observe:
-      p.options.observe(None, leaf.name, index, result)
-    yield read, result
-
-
-def _reads(p, leaves, part) -> Iterator[_Read]:
-  """Yields what this part has to read, in order."""
+def _each_block(p, leaves, part, use) -> None:
+  """Calls use(leaf, index, sum) for this part of the blocks, from threads."""
   number = itertools.count()
-  for leaf in leaves:
-    shape, ahead = _block_shape(p, leaf)
-    first = 0 if leaf.averaged else len(p.paths) - 1
-    ranges = [
+  pool = concurrent.futures.ThreadPoolExecutor(_THREADS, 'merge')
+  waiting = collections.deque()
+
+  def wait(count):
+    while len(waiting) > count:
+      waiting.popleft().result()
+
+  def block(leaf, index):
+    use(leaf, index, _cast(p, leaf, index, _sum(p, leaf, index)))
+
+  try:
+    before = 0
+    for leaf in leaves:
+      shape, most = _block_shape(p, leaf)
+      wait(0 if most != before else math.inf)
+      before = most
+      for index in _ranges(leaf.shape, shape):
+        if next(number) % part[1] == part[0]:
+          # Where all threads may work some blocks wait, so that none is idle.
+          wait(most - 1 if most < _THREADS else 2 * _THREADS)
+          waiting.append(pool.submit(block, leaf, index))
+    wait(0)
+  finally:
+    pool.shutdown(cancel_futures=True)  # no late write brings files back
+
+
+def _ranges(shape, block) -> Iterator[tuple[slice, ...]]:
+  """Yields the parts of an array: blocks, or what is left of them."""
+  return itertools.product(
+    *(
       [slice(i, min(i + b, n)) for i in range(0, n, b)]
-      for b, n in zip(shape, leaf.shape, strict=True)
-    ]
-    for index in itertools.product(*ranges):
-      if next(number) % part[1] == part[0]:
-        for i in range(first, len(p.paths)):
-          yield _Read(leaf, index, i, ahead)
+      for b, n in zip(block, shape, strict=True)
+    )
+  )
 
 
-def _read_ahead(p, reads) -> Iterator[tuple[_Read, np.ndarray]]:
-  """Yields each read with its array; the next one is on its way by then."""
-
-  def start(read):
-    with plan.named(p.paths[read.source], read.leaf.name):
-      return read, read.leaf.arrays[read.source].read(read.index)
-
-  def end(read, future):
-    with plan.named(p.paths[read.source], read.leaf.name):
-      return read, np.asarray(future.result())
-
-  waiting = None
-  for read in reads:
-    if waiting and not (waiting[0].ahead and read.ahead):
-      yield end(*waiting)
-      waiting = None
-    started = start(read)
-    if waiting:
-      yield end(*waiting)
-    waiting = started
-  if waiting:
-    yield end(*waiting)
+def _sum(p, leaf, index) -> np.ndarray:
+  """Returns the weighted sum of a block; of integers, the newest block."""
+  if not leaf.averaged:
+    return _read(p, leaf, len(p.paths) - 1, index)
+  total = np.empty([s.stop - s.start for s in index], leaf.sum_dtype)
+  flat = total.reshape(-1)
+  places = [array.place(index) for array in leaf.arrays]
+  with np.errstate(all='ignore'):  # what is not finite is found at the end
+    if None in places or p.options.observe:
+      for i, coefficient in enumerate(p.coefficients):
+        _add(flat, _read(p, leaf, i, index), coefficient, i == 0)
+    else:
+      _add_files(p, leaf, places, flat)
+  return total
 
 
-def _block_shape(p: Plan, leaf: Leaf) -> tuple[list[int], bool]:
-  """Returns a multiple of the chunk that fits max_bytes, and whether two do.
+def _read(p, leaf, i, index) -> np.ndarray:
+  with plan.named(p.paths[i], leaf.name):
+    block = leaf.arrays[i].read(index)
+  if p.options.observe:
+    p.options.observe(p.paths[i], leaf.name, index, block)
+  return block
+
+
+def _add_files(p, leaf, places, total) -> None:
+  """Adds what lies in files, in parts that stay in the processor's cache."""
+  kind = leaf.arrays[0].dtype.numpy_dtype
+  part = np.empty(min(_PART, total.size), kind)
+  with contextlib.ExitStack() as stack:
+    opened = []
+    for path, (file, _) in zip(p.paths, places, strict=True):
+      with plan.named(path, leaf.name):
+        opened.append(stack.enter_context(file.open('rb', buffering=0)))
+    for a in range(0, total.size, _PART):
+      into = total[a : a + _PART]
+      x = part[: into.size]
+      for i, coefficient in enumerate(p.coefficients):
+        try:
+          files.fill(x, opened[i], places[i][1] + a * kind.itemsize)
+        except (ValueError, OSError) as e:
+          raise plan.mistake(e, p.paths[i], leaf.name, 'read') from e
+        _add(into, x, coefficient, i == 0)
+
+
+def _block_shape(p: Plan, leaf: Leaf) -> tuple[list[int], int]:
+  """Returns a multiple of the chunk, and how many fit max_bytes at a time.
 
   Raises:
     ValueError: not even one chunk fits.
   """
   source = leaf.arrays[0].dtype.numpy_dtype.itemsize
   result = _numpy(leaf.dtype).itemsize
-  # The sum; of a block that is read or written itself, its chunks and their
-  # encoding. Ahead: while one is added, one is read and one is written.
-  least = leaf.sum_dtype.itemsize + 3 * max(source, result)
-  each = leaf.sum_dtype.itemsize + 4 * source + 3 * result
+  # The sum; of a block that is read or written, its chunks and their encoding.
+  each = leaf.sum_dtype.itemsize + 3 * max(source, result)
   chunk = math.prod(leaf.chunk)
-  ahead = each * chunk <= p.options.max_bytes
-  room = p.options.max_bytes // ((each if ahead else least) * chunk)
+  room = p.options.max_bytes // (each * chunk)
   if not room:
-    need = -(-least * chunk >> 20)
+    need = -(-each * chunk >> 20)
     raise ValueError(
       f"leaf '{leaf.name}' is stored in chunks of {chunk * source / 2**20:.1f} "
       f'MiB, so a merge needs {need} MiB of memory; max_bytes='
       f'{p.options.max_bytes} (--max_mib) is less.'
     )
-  room = min(room, max(_BLOCK // (source * chunk), 1))
-  block = list(leaf.chunk)
+  most = min(room, _THREADS)
+  room = min(room // most, max(_BLOCK // (source * chunk), 1))
+  return _grow(leaf.chunk, leaf.shape, room), most
+
+
+def _grow(chunk, shape, room) -> list[int]:
+  """Returns a multiple of `chunk`, at most `room` of them, in C order."""
+  block = list(chunk)
   for axis in reversed(range(len(block))):
-    wanted = -(-leaf.shape[axis] // block[axis])
+    wanted = -(-shape[axis] // block[axis])
     factor = max(min(wanted, room), 1)
     block[axis] *= factor
     room //= factor
     if factor < wanted:
       break
-  return block, ahead
+  return block
 
 
-def _add(total, block, coefficient, piece, first) -> None:
-  """Adds coefficient * block to total, in pieces that stay in the cache."""
-  weight = total.dtype.type(coefficient)
-  total, block = total.reshape(-1), block.reshape(-1)
-  piece = piece.view(total.dtype)
-  with np.errstate(all='ignore'):  # what is not finite is found at the end
-    for a in range(0, total.size, _PIECE):
-      into, x = total[a : a + _PIECE], block[a : a + _PIECE]
-      if first:  # the first product is the sum: 0 + c x loses the sign of a 0
-        np.multiply(x, weight, out=into, dtype=total.dtype)
-      else:
-        product = piece[: x.size]
-        np.multiply(x, weight, out=product, dtype=total.dtype)
-        into += product
+def _add(total, block, coefficient, first) -> None:
+  """Adds coefficient * block to total, which is flat; may write into block."""
+  weight, block = total.dtype.type(coefficient), block.reshape(-1)
+  for a in range(0, total.size, _PART):
+    into, x = total[a : a + _PART], block[a : a + _PART]
+    if first:  # the first product is the sum: 0 + c x loses the sign of a 0
+      np.multiply(x, weight, out=into, dtype=total.dtype)
+    else:
+      product = x if x.dtype == total.dtype else np.empty_like(into)
+      np.multiply(x, weight, out=product, dtype=total.dtype)
+      np.add(into, product, out=into)
 
 
 def _cast(p, leaf, index, total):
   with np.errstate(over='ignore'):
     result = total.astype(_numpy(leaf.dtype), copy=False)
   flat = result.reshape(-1)
-  pieces = (flat[a : a + _PIECE] for a in range(0, flat.size, _PIECE))
+  pieces = (flat[a : a + _PART] for a in range(0, flat.size, _PART))
   if all(np.isfinite(x).all() for x in pieces):
+    if p.options.observe:
+      p.options.observe(None, leaf.name, index, result)
     return result
   # A source that is not finite makes the sum so, whatever its coefficient.
   for path, array in zip(p.paths, leaf.arrays, strict=True):
-    if not np.isfinite(np.asarray(array.read(index).result())).all():
+    if not np.isfinite(array.read(index)).all():
       raise ValueError(f"leaf '{leaf.name}' of '{path}' is not finite.")
   raise ValueError(
     f"leaf '{leaf.name}' of the result does not fit {leaf.dtype}."
