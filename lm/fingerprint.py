@@ -16,7 +16,9 @@ def of(tree: Any) -> Any:
   """
   # Leaf by leaf, so that equal shapes share a compilation; on several devices
   # in one program, as all processes must take the sums in the same order.
-  if all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(tree)):
+  if all(
+    len(jnp.asarray(x).sharding.device_set) == 1 for x in jax.tree.leaves(tree)
+  ):
     return jax.tree.map(lambda x: _sum(x, True), tree)
   return _sums(tree)
 
