@@ -6,6 +6,7 @@ Imports of this file are light, so that --help answers at once.
 
 import contextlib
 import importlib.util
+import inspect
 import os
 import pathlib
 import platform
@@ -40,11 +41,10 @@ def run(
     default_config: of a command that has --config, else empty.
     more_help: returns what --help shows below the flags.
   """
-  module = sys.modules[main.__module__]
   try:
     argv = _resolve(sys.argv, default_config)
     if {'--help', '-h', '--helpfull'} & set(argv):
-      print(_help(module, argv[0], default_config))
+      print(_help(main, argv[0], default_config))
       print(_knobs(sys.argv, argv) if default_config else '', end='')
       print(more_help(), end='')
       sys.exit(0)
@@ -202,8 +202,9 @@ def _compilation_cache() -> None:
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 
 
-def _help(module: Any, program: str, default_config: str) -> str:
-  text = [module.__doc__.strip(), '', 'Flags:']
+def _help(main: Any, program: str, default_config: str) -> str:
+  # Not of sys.modules: runpy runs a module that is not there.
+  text = [inspect.unwrap(main).__globals__['__doc__'].strip(), '', 'Flags:']
   for flag in flags.FLAGS.flags_by_module_dict().get(program, []):
     default = '' if flag.default in (None, '') else f' (default {flag.default})'
     text.append(f'  --{flag.name}: {flag.help}{default}')

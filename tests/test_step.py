@@ -36,9 +36,18 @@ def test_accumulation_equals_one_batch():
   whole_, parts = (
     _one_step(helpers.config(grad_accum_steps=n, batch_size=32)) for n in (1, 4)
   )
-  assert whole_ != parts  # another order of sums
+  # The results may be equal to the last bit (on some processors they are).
+  assert [_scans(n) for n in (1, 4)] == [False, True]
   for key in ('train/loss', 'grad/l2', 'grad/l1'):
     np.testing.assert_allclose(whole_[key], parts[key], rtol=2e-5)
+
+
+def _scans(slices):
+  config = helpers.config(grad_accum_steps=slices, batch_size=32)
+  built = loop.build(config)
+  tokens = built.data.train.batch(0)
+  arguments = built.abstract, tokens, step.floats(config)
+  return f'length={slices}' in str(built.train_step.trace(*arguments).jaxpr)
 
 
 def test_slices_of_a_batch_that_fit_the_caches_of_a_cpu():
