@@ -27,8 +27,9 @@ def lion_k(
     c = b1 mu + (1 - b1) g;  u = grad K(c);  mu <- b2 mu + (1 - b2) g
 
   kernel: see parts/kernels.py; 'l1' is Lion. epsilon is the e of a kernel, in
-  units of the RMS of c if relative ('topk': a fraction of the entries). The
-  minimum that parts/kernels.py states needs 0 < b1 <= b2 < 1. State: mu.
+  units of the RMS of c if relative ('topk': a fraction of the entries; 'lp':
+  the p). The minimum that parts/kernels.py states needs 0 < b1 <= b2 < 1.
+  State: mu.
   Differs from the paper: the relative epsilon.
   """
   choices.check('kernel', kernel, kernels.KERNELS)
@@ -36,6 +37,12 @@ def lion_k(
     raise ValueError(
       f'b1={b1} must not exceed b2={b2}: otherwise it is unknown what Lion-K '
       "minimises; optimizer 'lion' takes any two."
+    )
+
+  if kernel == 'lp' and isinstance(epsilon, float) and epsilon <= 1:
+    raise ValueError(
+      f"epsilon={epsilon} must exceed 1 for kernel='lp', whose p it is; "
+      "p = 1 is 'l1'."
     )
 
   def direction(g, mu, a):

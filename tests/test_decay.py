@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from optimizers.adamw import adamw
-from optimizers.parts import decay, decay_masks, roles
+from optimizers.parts import decay, decay_masks, kernels, roles
 from optimizers.parts.decay import descend
 
 FLOAT32 = st.floats(-4, 4, width=32, allow_subnormal=False)
@@ -226,3 +226,37 @@ def test_cautious_decay_does_not_raise_the_loss_of_gradient_descent():
   assert (np.diff(values) > 1e-15).sum() <= 1 and end < 1e-20
   _, end, values = _walk(_circle, (4.5, 4.0), 'decoupled', _sgd)
   assert (np.diff(values) > 1e-15).sum() > 500 and end > 0.05
+
+
+@pytest.mark.parametrize('kernel', ['quadratic', 'relativistic'])
+def test_the_lyapunov_function_of_momentum_with_cautious_decay(kernel):
+  """f + K(m) + wd sum max(m x, 0) falls, up to O(lr^2); not with plain decay.
+
+  2510.12402 for dx = -(grad K(m) + wd [m x >= 0] x) dt, dm = (grad f - m) dt:
+  momentum with K = m^2 / 2, Lion-K with any even K.
+  """
+  k, wd, dims, e = kernels.KERNELS[kernel], 0.4, (0,), 0.1
+
+  def h(x, m):
+    toward_zero = jnp.maximum(m * x, 0).sum()
+    return _circle(x) + k.value(m, e, dims)[0] + wd * toward_zero
+
+  def rise(mode, lr):
+    momentum = optax.stateless(lambda m, _: k.gradient(m, e, dims))
+    tx = descend(momentum, lr, None, None, weight_decay=wd, decay=mode)
+
+    def body(carry, _):
+      x, m = carry
+      before = h(x, m)
+      m = m + lr * (jax.grad(_circle)(x) - m)
+      updates, _ = tx.update(m, tx.init(x), x)
+      return (x + updates, m), before
+
+    with jax.enable_x64(True):
+      start = jnp.array((4.5, 4.0)), jnp.zeros(2)
+      run = lambda c: jax.lax.scan(body, c, length=int(20 / lr))[1]
+      return np.diff(jax.jit(run)(start)).max()
+
+  for lr in (1e-2, 1e-3):
+    assert rise('cautious', lr) <= 20 * lr**2
+  assert rise('decoupled', 1e-3) > 10 * 20 * 1e-3**2

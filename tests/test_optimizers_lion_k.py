@@ -18,9 +18,9 @@ from tests import optimizer_problem as problem
 KERNELS = kernels.KERNELS
 X = [0.5, -0.2, 1.0, 0.1, -2.0, 0.3]
 DIMS = {'group': (1,), 'nuclear': (0, 1)}
-E = {'topk': 1 / 3}  # 2 of 6; e = 0.3 for all others
+E = {'topk': 1 / 3, 'lp': 3.0}  # 2 of 6, p; e = 0.3 for all others
 VALUES = {  # K(X), computed from the definitions in float64
-  'l1': 4.1, 'l2': 2.321637353, 'l3': 2.092414051, 'linf': 2.0,
+  'l1': 4.1, 'l2': 2.321637353, 'lp': 2.092414051, 'linf': 2.0,
   'quadratic': 2.695, 'soft': 2.6, 'topk': 3.0, 'huber': 3.283333333,
   'relativistic': 4.750547644, 'logcosh': 3.09581102, 'group': 3.565878884,
   'nuclear': np.linalg.norm(np.reshape(X, (3, 2)), 'nuc'),
@@ -30,7 +30,7 @@ GRADIENTS = {
   'logcosh': [0.931110, -0.582783, 0.997457, 0.321513, -0.999997, 0.761594],
   'group': [0.928477, -0.371391, 0.995037, 0.099504, -0.988936, 0.148340],
 }
-SMOOTH = ('l2', 'l3', 'quadratic', 'huber', 'relativistic', 'logcosh')
+SMOOTH = ('l2', 'lp', 'quadratic', 'huber', 'relativistic', 'logcosh')
 each = pytest.mark.parametrize('name', KERNELS)
 
 
@@ -85,6 +85,26 @@ def test_fenchel_young(x, y, name):
     assert (other >= (z * w).sum(dims, keepdims=True) - 1e-5).all()
 
 
+@pytest.mark.parametrize('p', [1.25, 2.0, 8.0])
+def test_any_p_by_numpy(p):
+  """K is the p-norm, its gradient has q-norm 1; also of tiny numbers."""
+  lp, g = KERNELS['lp'], np.array(X)
+  q = p / (p - 1)
+  with jax.enable_x64(True):
+    for x in (g, 1e-300 * g):
+      got = np.asarray(lp.gradient(x, p, (0,)))
+      np.testing.assert_allclose(np.linalg.norm(got, q), 1)
+      np.testing.assert_allclose(lp.value(x, p, (0,)), got @ x, rtol=1e-12)
+    np.testing.assert_allclose(
+      lp.value(g, p, (0,)), np.linalg.norm(g, p), rtol=1e-12
+    )
+    assert lp.conjugate(got, p, (0,)) == 0
+    assert lp.conjugate(1.01 * got, p, (0,)) == np.inf
+    assert not lp.gradient(0 * g, p, (0,)).any()
+  with pytest.raises(ValueError, match='epsilon=1.0 must exceed 1 for kernel='):
+    lion_k(0.1, kernel='lp')
+
+
 @each
 def test_gradient_is_that_of_the_value(name):
   with jax.enable_x64(True):
@@ -104,7 +124,7 @@ def test_l1_is_the_lion_of_optax_and_scanned_layers_are_separate():
   )
   stack = np.stack([grads[0], 100 * grads[1]])
   for name in KERNELS:
-    tx = lion_k(0.01, kernel=name)
+    tx = lion_k(0.01, kernel=name, epsilon=3.0 if name == 'lp' else 1.0)
     both = problem.run(tx, np.zeros((2, 3, 4)), [stack])[0]
     for i in (0, 1):
       one = problem.run(tx, np.zeros((3, 4)), [stack[i]])[0]
@@ -239,6 +259,7 @@ BOUNDS = {  # what wd x stays inside of, by the kernel
   'l1': np.abs, 'soft': np.abs, 'huber': np.abs, 'relativistic': np.abs,
   'logcosh': np.abs, 'l2': np.linalg.norm,
   'nuclear': lambda x: np.linalg.norm(x, 2), 'linf': lambda x: np.abs(x).sum(),
+  'lp': lambda x: (np.abs(x) ** 1.5).sum() ** (2 / 3),
 }  # fmt: skip
 
 
@@ -254,7 +275,8 @@ def test_a_trained_network_reaches_its_bound_and_keeps_it(name):
   def loss(w):
     return jnp.mean((jnp.tanh(data @ w['a']) @ w['b'] - target) ** 2)
 
-  tx = lion_k(0.005, kernel=name, epsilon=0.5, weight_decay=2.0)
+  e = 3.0 if name == 'lp' else 0.5
+  tx = lion_k(0.005, kernel=name, epsilon=e, weight_decay=2.0)
 
   def body(carry, _):
     w, state = carry

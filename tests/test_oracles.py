@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from lm import spec
+from optimizers import adamuon
 from optimizers.parts import roles, schedule_free
 from tests import optimizer_problem as problem
 
@@ -180,6 +181,31 @@ def test_pytorch_optimizer(monkeypatch, case):
     return getattr(pytorch_optimizer, theirs)(p, lr=0.01, **options)
 
   _close(_ours(case.split()[0], **knobs), _theirs(make), atol)
+
+
+def test_adamuon_of_pytorch_optimizer(monkeypatch):
+  """It has no signs and no Nesterov (the paper's first version): so here."""
+  import pytorch_optimizer
+  import torch
+  from pytorch_optimizer.optimizer.utils import matrix
+
+  f = matrix.zero_power_via_newton_schulz_5
+  defaults = (*f.__defaults__[:-1], torch.float64)
+  monkeypatch.setattr(f, '__defaults__', defaults)
+  make = lambda p: pytorch_optimizer.AdaMuon(
+    [{'params': p, 'use_muon': True}],
+    lr=0.01, betas=(0.95, 0.95), weight_decay=0.1,
+  )  # fmt: skip
+  with_signs = adamuon.scale_by_muon
+  monkeypatch.setattr(
+    adamuon,
+    'scale_by_muon',
+    lambda axes, **knobs: with_signs(
+      axes, **{**knobs, 'sign': False, 'nesterov': False}
+    ),
+  )
+  # 1e-7: what is added to the norm and to the root.
+  _close(_ours('adamuon', weight_decay=0.1), _theirs(make), 1e-7)
 
 
 def test_adamc_of_pytorch_optimizer():

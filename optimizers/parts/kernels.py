@@ -6,7 +6,7 @@ what K* makes of the parameters (2310.05898, table 2).
   kernel          K(m)                          K*(wd x) / wd asks for
   'l1'            sum |m|           (Lion)      max |x| <= 1 / wd
   'l2', 'group'   norm(m)                       norm(x) <= 1 / wd
-  'l3'            3-norm                        3/2-norm of x <= 1 / wd
+  'lp'            p-norm, p = e > 1             norm(x) <= 1 / wd, of p/(p-1)
   'linf'          max |m|                       sum |x| <= 1 / wd
   'quadratic'     sum m^2 / 2       (momentum)  wd/2 sum x^2
   'soft'          sum max(|m| - e, 0)           e sum |x|, in the box of 'l1'
@@ -51,8 +51,13 @@ def _max(x, dims):
   return jnp.max(jnp.abs(x), axis=dims, keepdims=True)
 
 
-def _norm(x, dims, p=2):
-  return _sum(jnp.abs(x) ** p, dims) ** (1 / p)
+def _norm(x, dims):
+  return jnp.sqrt(_sum(x**2, dims))
+
+
+def _p_norm(x, dims, p):  # powers of small numbers would be zero in float32
+  largest = _max(x, dims)
+  return largest * _sum(_over(jnp.abs(x), largest) ** p, dims) ** (1 / p)
 
 
 def _inside(condition, value):
@@ -110,13 +115,11 @@ def _polar(x, e, dims):
   return (u * (s > 1e-7 * s[..., :1])[..., None, :]) @ v
 
 
-def _lp(p):
-  q = p / (p - 1)
-  return Kernel(
-    lambda x, e, d: _norm(x, d, p),
-    lambda x, e, d: jnp.sign(x) * _over(jnp.abs(x), _norm(x, d, p)) ** (p - 1),
-    lambda y, e, d: _inside(_norm(y, d, q) <= _SLACK, 0.0),
-  )
+_L2 = Kernel(
+  lambda x, e, d: _norm(x, d),
+  lambda x, e, d: _over(x, _norm(x, d)),
+  lambda y, e, d: _inside(_norm(y, d) <= _SLACK, 0.0),
+)
 
 
 def _entropy(y):
@@ -130,9 +133,15 @@ KERNELS = {
     lambda x, e, d: jnp.sign(x),
     lambda y, e, d: _box(y, 0.0, d),
   ),
-  'l2': _lp(2),
-  'group': _lp(2),
-  'l3': _lp(3),
+  'l2': _L2,
+  'group': _L2,
+  'lp': Kernel(
+    lambda x, e, d: _p_norm(x, d, e),
+    lambda x, e, d: (
+      jnp.sign(x) * _over(jnp.abs(x), _p_norm(x, d, e)) ** (e - 1)
+    ),
+    lambda y, e, d: _inside(_p_norm(y, d, e / (e - 1)) <= _SLACK, 0.0),
+  ),
   'linf': Kernel(
     lambda x, e, d: _max(x, d),
     lambda x, e, d: jnp.where(jnp.abs(x) == _max(x, d), jnp.sign(x), 0),
@@ -203,7 +212,7 @@ def scale(
   relative: bool,
 ) -> Array | float:
   """Returns e: epsilon, or epsilon times the RMS of each matrix of m."""
-  if not relative or name == 'topk':
+  if not relative or name in ('topk', 'lp'):
     return epsilon
   whole = tuple(i for i in range(m.ndim) if i not in axes.batch)
   rms = jnp.sqrt(jnp.mean(m**2, axis=whole, keepdims=True))
