@@ -26,7 +26,8 @@ def get_config(arg: str = '') -> ConfigDict:
   c.grad_accum_steps = 0  # slices of the batch; 0 = as fits this device
 
   # --- what is studied
-  c.learning_rate = 3e-3  # peak; the schedule multiplies it
+  # Peak; the schedule multiplies it. sgdw, adafactor, prodigy state their own.
+  c.learning_rate = spec.learning_rate(choice['optimizer'], 3e-3)
   c.optimizer = spec.spec('optimizers', choice['optimizer'])
   c.schedule = spec.spec('schedules', choice['schedule'])
   c.normalize_decay = False  # weight_decay / sqrt(num_steps): 1711.05101, B.1

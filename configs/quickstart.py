@@ -18,7 +18,6 @@ def get_config(arg: str = '') -> ConfigDict:
   choice = spec.parse(arg, size='nano', optimizer='adamw', schedule='constant')
   c = base.get_config(','.join(f'{k}={v}' for k, v in choice.items()))
   c.num_steps = 1000
-  c.learning_rate = 3e-3
   if choice['schedule'] == 'constant':
     c.schedule.warmup_steps = 50
   c.eval.every_steps = 100

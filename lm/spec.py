@@ -68,6 +68,13 @@ def knobs(package: str, name: str) -> dict[str, Any]:
   return found
 
 
+def learning_rate(name: str, otherwise: float) -> float:
+  """Returns the default of an optimizer's `learning_rate`, if it has one."""
+  parameters = inspect.signature(get('optimizers', name)).parameters
+  own = getattr(parameters.get('learning_rate'), 'default', None)
+  return float(own) if isinstance(own, (int, float)) else otherwise
+
+
 def spec(package: str, name: str, **overrides: Any) -> ConfigDict:
   """Returns a locked config: the name and every knob of a component."""
   config = ConfigDict({'name': name, **knobs(package, name)})

@@ -6,7 +6,7 @@ from optimizers.parts.decay import descend
 
 
 def adafactor(
-  learning_rate,
+  learning_rate=1e-2,
   axes=None,
   peak=None,
   *,

@@ -20,7 +20,7 @@ class ProdigyState(NamedTuple):
 
 
 def prodigy(
-  learning_rate,
+  learning_rate=1.0,
   axes=None,
   peak=None,
   *,

@@ -6,7 +6,7 @@ from optimizers.parts.decay import descend
 
 
 def sgdw(
-  learning_rate,
+  learning_rate=0.1,
   axes=None,
   peak=None,
   *,

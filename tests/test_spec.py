@@ -51,6 +51,15 @@ def test_every_file_defines_its_function(package):
     assert len(spec.spec(package, name)) == 1 + len(spec.knobs(package, name))
 
 
+@pytest.mark.parametrize(
+  ('name', 'rate'), [('adamw', 3e-3), ('prodigy', 1.0), ('sgdw', 0.1)]
+)
+def test_an_optimizer_may_state_its_learning_rate(name, rate):
+  config = base.get_config(f'size=debug,optimizer={name}')
+  assert config.learning_rate == rate
+  assert 'learning_rate' not in config.optimizer
+
+
 def test_spec_holds_every_default_and_refuses_others():
   s = spec.spec('optimizers', 'adamw', b2=0.99)
   assert (s.name, s.b1, s.b2) == ('adamw', 0.9, 0.99)
