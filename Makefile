@@ -6,6 +6,7 @@ PYTHON := python3.13 python3.12 python3.11 python3
 ARGS :=
 PEERS :=
 VENV := .venv/bin/python
+comma := ,
 WORKS := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 
 help:
@@ -42,7 +43,7 @@ bench: .venv/installed-test
 	$(call run,benchmarks.schedules)
 	$(call run,benchmarks.memory --sizes=124m)
 	$(call run,benchmarks.share --size=nano)
-	$(call run,benchmarks.merging --layers=2 --parts=cold,warm)
+	$(call run,benchmarks.merging --layers=2 --parts=cold$(comma)warm)
 	$(call run,benchmarks.sweep --settings=4 --num_steps=20)
 
 lint: .venv/installed-test
