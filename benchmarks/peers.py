@@ -39,14 +39,18 @@ _CONTENDER = flags.DEFINE_string('contender', '', 'internal: one contender')
 
 def lmopt(config):
   """The step of launch.train: optimizer, schedule, clipping, mean, metrics."""
+  import jax
+
   from lm import loop, step
 
   built = loop.build(config)
+  jax.set_mesh(built.mesh)
+  train_step = loop.compiled_beside(config, built)
   state, traced = built.init(), step.floats(config)
 
   def take(tokens_BS):
     nonlocal state
-    state, metrics = built.train_step(state, tokens_BS, traced)
+    state, metrics = train_step(state, tokens_BS, traced)
     return metrics['train/loss']
 
   return take
