@@ -30,6 +30,7 @@ _STEPS = flags.DEFINE_integer('num_steps', 150, 'updates per run', 20)
 _RATES = flags.DEFINE_list('rates', ['.001', '.01', '.1', '1'], 'peaks tried')
 _TURNS = flags.DEFINE_integer('turns', 7, 'turns of 10 steps, for the speed', 1)
 _DEEP = flags.DEFINE_integer('layers', 12, 'to compile; 0 = not measured', 0)
+_SCAN = flags.DEFINE_bool('scan_layers', False, 'of the model to compile')
 
 _LAST = 10  # the final loss is the mean over as many steps
 
@@ -130,7 +131,10 @@ def measure(names: list[str]) -> tuple[list[Row], float]:
   for name in names:
     deep = np.nan
     if _DEEP.value:
-      layers = {'model.num_layers': _DEEP.value}
+      layers = {
+        'model.num_layers': _DEEP.value,
+        'model.scan_layers': _SCAN.value,
+      }
       deep = Trainer(name, **layers).compile_seconds()
     trainer = Trainer(name)
     with jax.set_mesh(trainer.built.mesh):
