@@ -92,7 +92,10 @@ def _print_focus(run, end, window, results, last, real) -> None:
   print(f'\nDecay over the {window} steps before step {end}:')
   header = ['', 'loss (nats)', '+-', 'bits per byte', 'gain', '+-']
   show.table(header, rows)
-  print('gain: loss of the last checkpoint minus this loss, paired by batch.')
+  print(
+    'gain: loss of the last checkpoint minus this loss, paired by batch; +-: '
+    'standard error.'
+  )
 
 
 def _print_surface(grid, results, last) -> None:
@@ -105,7 +108,7 @@ def _print_surface(grid, results, last) -> None:
             if (job.end, job.window) == (end, window)}  # fmt: skip
     cells = [f'{results[best[s]].mean():.4f}' for s in shapes]
     rows.append([end, window, f'{last[end].mean():.4f}', *cells])
-  print('\nLoss (nats) had the run been decayed over WINDOW until END:')
+  print('\nEmulated loss (nats) of a decay over WINDOW until END:')
   show.table(['end', 'window', 'no decay', *shapes], rows)
   print(
     'Shapes are linear between two checkpoints: over one interval all are the '

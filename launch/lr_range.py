@@ -48,7 +48,7 @@ def main() -> None:
     losses, origin = range_training.train(_CONFIG.value, knob, values)
     reading = lr_range.read(values, losses)
   print(
-    f'{origin}; {len(losses)} of {len(values)} values'
+    f'{origin}; took {len(losses)} of {len(values)} values'
     + (', then the loss diverged' if len(losses) < len(values) - 1 else '')
   )
   print(f'loss falls fastest at {reading.steepest:.3g}')

@@ -262,13 +262,22 @@ def _now() -> str:
 
 
 def _git_commit() -> str:
-  """Returns the commit of this code, with '-dirty' if it was changed."""
-  command = ['git', 'describe', '--always', '--dirty', '--abbrev=40']
-  try:
-    here = pathlib.Path(__file__).parent
+  """Returns the commit of this code, with '-dirty' if a file is not in it."""
+
+  def git(*args):
     done = subprocess.run(
-      command, cwd=here, capture_output=True, text=True, check=True, timeout=10
+      ['git', *args],
+      cwd=pathlib.Path(__file__).parent,
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=10,
     )
+    return done.stdout.strip()
+
+  try:
+    commit = git('describe', '--always', '--dirty', '--abbrev=40')
+    new = git('ls-files', '--others', '--exclude-standard', '--', ':/*.py')
   except (OSError, subprocess.SubprocessError):
     return 'unknown'
-  return done.stdout.strip()
+  return f'{commit}-dirty' if new and not commit.endswith('-dirty') else commit

@@ -2,17 +2,13 @@
 
 import contextlib
 import functools
-import os
 import pathlib
-import signal
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -36,6 +32,7 @@ from lm import (
   width,
 )
 from lm.errors import UserError
+from lm.preemption import Preemption
 
 
 class Built(NamedTuple):
@@ -152,7 +149,7 @@ def train(config: ConfigDict, workdir: str) -> str:
   checkpoints = checkpoint.Checkpoints(run, *keep)
   if jax.default_backend() == 'cpu' and config.num_steps not in steps:
     built = built._replace(train_step=compiled_beside(config, built))
-  with jax.set_mesh(built.mesh), _Preemption() as preemption:
+  with jax.set_mesh(built.mesh), Preemption() as preemption:
     start, origin = restore.restore_or_init(
       config, checkpoints, built.abstract, built.init
     )
@@ -300,36 +297,3 @@ def _save(config, checkpoints, current, n, first):
   every = config.checkpoint.every_steps
   start = max(first, (n - 1) // every * every) if n > first else n
   return checkpoints.save(current, n, {'step': n, 'mean_start': start})
-
-
-class _Preemption:
-  """Notices SIGTERM and Ctrl-C; a second Ctrl-C interrupts at once."""
-
-  def __enter__(self):
-    self._noticed = self.at_once = False
-    # Of several processes, jax's own handler of SIGTERM tells the others.
-    self._several = jax.process_count() > 1
-    signals = (
-      [signal.SIGINT] if self._several else [signal.SIGINT, signal.SIGTERM]
-    )
-    self._old = {s: signal.signal(s, self._notice) for s in signals}
-    return self
-
-  def _notice(self, number, frame):
-    if self._noticed and number == signal.SIGINT:
-      self.at_once = True
-      raise KeyboardInterrupt
-    self._noticed = True
-    print('stopping after this step; saving', file=sys.stderr, flush=True)
-    if self._several:
-      os.kill(os.getpid(), signal.SIGTERM)
-
-  def reached(self, n: int) -> bool:
-    """Returns whether to stop at step `n`: the same on all processes."""
-    if self._several:
-      return multihost_utils.reached_preemption_sync_point(n)
-    return self._noticed
-
-  def __exit__(self, *_):
-    for number, handler in self._old.items():
-      signal.signal(number, handler)

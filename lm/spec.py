@@ -7,6 +7,7 @@ the knobs of the config: float knobs are traced, all others are static.
 
 import importlib
 import inspect
+import numbers
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -58,6 +59,11 @@ def knobs(package: str, name: str) -> dict[str, Any]:
   for p in parameters:
     if p.kind is not p.KEYWORD_ONLY:
       continue
+    if p.name in _GIVEN.get(package, ()):
+      raise UserError(
+        f"{package}/{name}.py: '{p.name}' must stand before the `*`; a run "
+        'gives it by position.'
+      )
     value = float(p.default) if p.annotation is float else p.default
     if not isinstance(value, (float, *_STATIC)):
       raise UserError(
@@ -71,8 +77,16 @@ def knobs(package: str, name: str) -> dict[str, Any]:
 def learning_rate(name: str, otherwise: float) -> float:
   """Returns the default of an optimizer's `learning_rate`, if it has one."""
   parameters = inspect.signature(get('optimizers', name)).parameters
-  own = getattr(parameters.get('learning_rate'), 'default', None)
-  return float(own) if isinstance(own, (int, float)) else otherwise
+  empty = inspect.Parameter.empty
+  own = getattr(parameters.get('learning_rate'), 'default', empty)
+  if own is empty:
+    return otherwise
+  if isinstance(own, bool) or not isinstance(own, numbers.Real):
+    raise UserError(
+      f'optimizers/{name}.py: the default of learning_rate is {own!r}; legal: '
+      'a number, or no default.'
+    )
+  return float(own)
 
 
 def spec(package: str, name: str, **overrides: Any) -> ConfigDict:

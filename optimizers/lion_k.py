@@ -41,8 +41,8 @@ def lion_k(
 
   if kernel == 'lp' and isinstance(epsilon, float) and epsilon <= 1:
     raise ValueError(
-      f"epsilon={epsilon} must exceed 1 for kernel='lp', whose p it is; "
-      "p = 1 is 'l1'."
+      f"epsilon={epsilon} must exceed 1 for kernel='lp', whose p it is, for "
+      "example 3; p = 1 is 'l1', p = 2 'l2'."
     )
 
   def direction(g, mu, a):

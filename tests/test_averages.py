@@ -111,7 +111,7 @@ def _assert_same_averages(a, b):
 def test_resume_bit_for_bit(whole, tmp_path, monkeypatch):
   config = helpers.config(**ON)
   with monkeypatch.context() as m:
-    m.setattr(loop._Preemption, 'reached', lambda self, n: n == 7)
+    m.setattr(loop.Preemption, 'reached', lambda self, n: n == 7)
     assert loop.train(config, tmp_path) == 'preempted'
   loop.train(config, tmp_path)
   _assert_same_averages(whole, tmp_path)

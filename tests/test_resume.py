@@ -21,7 +21,7 @@ from tests import helpers
 def _interrupt(config, path, at, monkeypatch):
   """Stops a run as SIGTERM would, at a step."""
   with monkeypatch.context() as m:
-    m.setattr(loop._Preemption, 'reached', lambda self, n: n == at)
+    m.setattr(loop.Preemption, 'reached', lambda self, n: n == at)
     assert loop.train(config, path) == 'preempted'
 
 

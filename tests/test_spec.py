@@ -60,6 +60,37 @@ def test_an_optimizer_may_state_its_learning_rate(name, rate):
   assert 'learning_rate' not in config.optimizer
 
 
+@pytest.mark.parametrize(
+  ('name', 'signature', 'message'),
+  [
+    (
+      'as_text',
+      "learning_rate='0.1'",
+      "rate is '0.1'; legal: a number",
+    ),
+    (
+      'as_none',
+      'learning_rate=None',
+      'rate is None; legal: a number',
+    ),
+    (
+      'as_bool',
+      'learning_rate=True',
+      'rate is True; legal: a number',
+    ),
+    (
+      'as_knob',
+      '*, learning_rate=0.1',
+      'must stand before the',
+    ),
+  ],
+)
+def test_a_learning_rate_that_is_none(component, name, signature, message):
+  component(name, f'def {name}({signature}):\n  """Doc."""\n')
+  with pytest.raises(UserError, match=message):
+    base.get_config(f'size=debug,optimizer={name}')
+
+
 def test_spec_holds_every_default_and_refuses_others():
   s = spec.spec('optimizers', 'adamw', b2=0.99)
   assert (s.name, s.b1, s.b2) == ('adamw', 0.9, 0.99)

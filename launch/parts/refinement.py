@@ -27,7 +27,7 @@ _BY_NAME = {
   **dict.fromkeys(_SPECTRAL, _NUCLEAR),
 }
 _POWERS = {'l1': 1.0, 'l2': 2.0, 'nuclear': 1.0}
-_ELSE = ('l1', 1.0, 'Adam and sign methods: l1 norms, inverse')
+_ELSE = ('l1', 1.0, 'taken as Adam or a sign method: l1 norms, inverse')
 
 
 class Choice(NamedTuple):

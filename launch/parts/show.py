@@ -41,10 +41,10 @@ def gain(last: np.ndarray, losses: np.ndarray) -> tuple[str, str]:
 def effective_count(about: Mapping[str, Any]) -> None:
   """Prints what a merge's provenance says of the noise that is left."""
   items = {row['item'] for row in about['sources']}
-  means = ', each a mean itself,' if items & {'mean', 'moment'} else ''
+  means = ', each a mean itself' if items & {'mean', 'moment'} else ''
   print(
-    f'The noise of {about["effective_count"]:.1f} independent items{means} is '
-    'averaged (1 / sum c^2).'
+    f'Averages noise like {about["effective_count"]:.1f} independent items of '
+    f'equal weight{means} (1 / sum c^2).'
   )
 
 
