@@ -57,6 +57,10 @@ def parse(config: ConfigDict) -> dict[str, tuple[float, ConfigDict]]:
     least, most = legal(field)
     if not least <= found[field][0] <= most:
       raise UserError(f"follow='{part}': {to} must be from {least} to {most}.")
+  if found:  # the optimizer may refuse them
+    ends = {field: value for field, (value, _) in found.items()}
+    rate = config.learning_rate
+    spec.build('optimizers', config.optimizer, rate, floats=ends)
   return found
 
 

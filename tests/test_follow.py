@@ -46,6 +46,13 @@ def test_what_cannot_follow(text, sentence):
     loop.build(helpers.config(follow=text))
 
 
+def test_the_optimizer_refuses_where_the_floats_end():
+  c = helpers.config('optimizer=lion_k', follow='epsilon=0.5')
+  c.optimizer.kernel, c.optimizer.epsilon = 'lp', 3.0
+  with pytest.raises(UserError, match=r'epsilon=0.5 must exceed 1 for kernel='):
+    loop.build(c)
+
+
 @pytest.mark.parametrize(
   ('knobs', 'num_steps', 'legal'),
   [

@@ -130,6 +130,8 @@ def mistake(
 ) -> ValueError:
   """Returns the sentence of `named`."""
   reason = str(error).split(' [', 1)[0]
+  if 'No space left on device' in str(error):
+    reason = 'No space left on device'
   leaf = 'a leaf' if name == 'all' else f"leaf '{name}'"
   return ValueError(f"{leaf} of '{path}' cannot be {done}: {reason}")
 
