@@ -197,7 +197,7 @@ def _check_lost(run, every):
 
 
 class Card:
-  """Takes a run directory and keeps its config.json and meta.json.
+  """Takes a run directory, until `with` ends; keeps config.json and meta.json.
 
   Raises:
     UserError: another process trains in it, or it holds another run.
@@ -206,9 +206,22 @@ class Card:
   def __init__(
     self, run: pathlib.Path, config: ConfigDict, fingerprint: str
   ) -> None:
-    self._lock = _lock(run)
     self._run, self._config = run, config
     self._path = run / 'meta.json'
+    self._lock = _lock(run)
+    try:
+      self._meta = self._checked(run, config, fingerprint)
+    except BaseException:
+      self._lock.close()  # the exception keeps self alive
+      raise
+
+  def __enter__(self) -> 'Card':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._lock.close()
+
+  def _checked(self, run, config, fingerprint):
     saved = address.steps(run)
     check_config(run, config, saved[-1] if saved else 0)
     old = log.read_meta(run) if self._path.exists() else {}
@@ -219,7 +232,7 @@ class Card:
         f'The data changed: {run} was started with fingerprint {known}, now it '
         f'is {fingerprint}; use a new --workdir.'
       )
-    self._meta = {
+    return {
       'status': 'running',
       'step': saved[-1] if saved else 0,
       'parent': config.branch or config.init,
@@ -251,7 +264,6 @@ class Card:
   def finish(self, status: str, step: int) -> None:
     self._meta.update(status=status, step=step)
     self._write()
-    self._lock.close()
 
   def _write(self) -> None:
     log.write_json(self._path, {**self._meta, 'updated': _now()})

@@ -143,13 +143,14 @@ def train(config: ConfigDict, workdir: str) -> str:
   notes = processes.together(
     lambda: card.Card(run, config, built.data.fingerprint) if main else None
   )
-  processes.check_shared(run / card.LOCK)
-  multipliers = step.multipliers(config)
-  keep = config.checkpoint.keep_latest, config.checkpoint.keep_every_steps
-  checkpoints = checkpoint.Checkpoints(run, *keep)
-  if jax.default_backend() == 'cpu' and config.num_steps not in steps:
-    built = built._replace(train_step=compiled_beside(config, built))
-  with jax.set_mesh(built.mesh), Preemption() as preemption:
+  lock = notes or contextlib.nullcontext()
+  with lock, jax.set_mesh(built.mesh), Preemption() as preemption:
+    processes.check_shared(run / card.LOCK)
+    multipliers = step.multipliers(config)
+    keep = config.checkpoint.keep_latest, config.checkpoint.keep_every_steps
+    checkpoints = checkpoint.Checkpoints(run, *keep)
+    if jax.default_backend() == 'cpu' and config.num_steps not in steps:
+      built = built._replace(train_step=compiled_beside(config, built))
     start, origin = restore.restore_or_init(
       config, checkpoints, built.abstract, built.init
     )

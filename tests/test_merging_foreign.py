@@ -339,5 +339,5 @@ def test_the_command_in_its_own_process(saved, tmp_path):
   done = helpers.command(
     'launch.merge', f'--inputs={saved}/maxtext', f'--out={tmp_path}/out'
   )
-  assert 'The noise of ' in done.stdout
+  assert 'Averages noise like ' in done.stdout
   assert f'wrote {tmp_path}/out/items' in done.stdout

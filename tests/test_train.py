@@ -72,7 +72,7 @@ def test_another_config_is_refused_with_the_field(whole, tmp_path, capsys):
   path = tmp_path / 'a'
   shutil.copytree(whole, path)
   before = (path / 'config.json').read_text()
-  with pytest.raises(UserError, match=r'another optimizer\.b2'):
+  with pytest.raises(UserError, match=r'another optimizer\.b2') as kept:
     loop.train(helpers.config(optimizer__b2=0.99), path)
   assert 'optimizer.b2: 0.95 -> 0.99' in capsys.readouterr().out
   with pytest.raises(UserError, match='another num_steps'):
@@ -80,6 +80,7 @@ def test_another_config_is_refused_with_the_field(whole, tmp_path, capsys):
   assert (path / 'config.json').read_text() == before
   loop.train(helpers.config(max_bad_steps=3), path)
   assert 'max_bad_steps: 10 -> 3' in capsys.readouterr().out
+  assert kept.tb  # a traceback that is kept holds no run
 
 
 @pytest.mark.parametrize(
