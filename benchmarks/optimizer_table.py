@@ -179,9 +179,9 @@ def main(_):
   names = _ONLY.value or spec.names('optimizers')
   rows, entropy = measure(names)
   text = (
-    'Default configs, and the best of their rate and '
-    f'{", ".join(_RATES.value)}. The unigram entropy of the data is '
-    f'{entropy:.3f} nats.\n\n' + table(rows, entropy)
+    'Default configs, and the best of the rates '
+    f'{", ".join(["default", *_RATES.value])}. The unigram entropy of the data '
+    f'is {entropy:.3f} nats.\n\n' + table(rows, entropy)
   )
   print(f'\n{text}')
   if results.WRITE.value:

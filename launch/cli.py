@@ -5,7 +5,6 @@ Imports of this file are light, so that --help answers at once.
 """
 
 import contextlib
-import gc
 import importlib.util
 import inspect
 import os
@@ -53,8 +52,6 @@ def run(
     extra = flags.FLAGS(argv)[1:]
     if extra:
       raise UserError(f"'{extra[0]}' is not a flag; flags begin with --.")
-    # Imports and tracing make many objects that stay: 8 % off a warm start.
-    gc.set_threshold(100_000)
     _compilation_cache()
     sys.unraisablehook = _quieter(sys.unraisablehook)
     code = main()

@@ -210,7 +210,7 @@ class Card:
     self._path = run / 'meta.json'
     self._lock = _lock(run)
     try:
-      self._meta = self._checked(run, config, fingerprint)
+      self._meta = self._checked(fingerprint)
     except BaseException:
       self._lock.close()  # the exception keeps self alive
       raise
@@ -221,7 +221,8 @@ class Card:
   def __exit__(self, *_: object) -> None:
     self._lock.close()
 
-  def _checked(self, run, config, fingerprint):
+  def _checked(self, fingerprint):
+    run, config = self._run, self._config
     saved = address.steps(run)
     check_config(run, config, saved[-1] if saved else 0)
     old = log.read_meta(run) if self._path.exists() else {}

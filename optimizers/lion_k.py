@@ -38,7 +38,6 @@ def lion_k(
       f'b1={b1} must not exceed b2={b2}: otherwise it is unknown what Lion-K '
       "minimises; optimizer 'lion' takes any two."
     )
-
   if kernel == 'lp' and isinstance(epsilon, float) and epsilon <= 1:
     raise ValueError(
       f"epsilon={epsilon} must exceed 1 for kernel='lp', whose p it is, for "

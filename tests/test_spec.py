@@ -63,29 +63,15 @@ def test_an_optimizer_may_state_its_learning_rate(name, rate):
 @pytest.mark.parametrize(
   ('name', 'signature', 'message'),
   [
-    (
-      'as_text',
-      "learning_rate='0.1'",
-      "rate is '0.1'; legal: a number",
-    ),
-    (
-      'as_none',
-      'learning_rate=None',
-      'rate is None; legal: a number',
-    ),
-    (
-      'as_bool',
-      'learning_rate=True',
-      'rate is True; legal: a number',
-    ),
-    (
-      'as_knob',
-      '*, learning_rate=0.1',
-      'must stand before the',
-    ),
+    ('as_text', "learning_rate='0.1'", "is '0.1'; legal: a number"),
+    ('as_none', 'learning_rate=None', 'is None; legal: a number'),
+    ('as_bool', 'learning_rate=True', 'is True; legal: a number'),
+    ('as_knob', '*, learning_rate=0.1', 'must stand before the'),
   ],
 )
-def test_a_learning_rate_that_is_none(component, name, signature, message):
+def test_a_learning_rate_that_cannot_be_stated(
+  component, name, signature, message
+):
   component(name, f'def {name}({signature}):\n  """Doc."""\n')
   with pytest.raises(UserError, match=message):
     base.get_config(f'size=debug,optimizer={name}')
