@@ -12,7 +12,7 @@ from launch.parts import comparison, judgement
 from lm import loop
 from lm import run as run_lib
 from lm.errors import UserError
-from merging.engine import stream
+from merging.engine import sources, stream
 from tests import helpers, tools
 
 
@@ -51,6 +51,45 @@ def test_averages_in_one_pass_are_those_of_a_merge(run, max_bytes, monkeypatch):
       np.testing.assert_array_equal(value, want[key], err_msg=key)
   distinct = {p for job in jobs for p, _ in job.plan.sources}
   assert (len(seen) == len(distinct)) == (max_bytes > 300_000)
+
+
+def test_a_linear_decay_is_one_subtraction_whatever_its_window(
+  tmp_path, monkeypatch
+):
+  """Prefix sums of interval means, against float64 sums of the means."""
+  config = helpers.config('schedule=constant', checkpoint__every_steps=2)
+  loop.train(config, tmp_path / 'run')
+  run = run_lib.Run(tmp_path / 'run')
+  cells = judgement.grid(run, [8, 10, 12], [6, 8])
+  jobs = judgement.jobs(run, cells, [], ['linear', '1-sqrt'], 0.25)
+  steps = {sources.item(run.path, s, 'mean'): 2 for s in range(2, 14, 2)}
+  added, plain = [], judgement._added
+  monkeypatch.setattr(
+    judgement, '_added', lambda *a: (added.append(1), plain(*a))[1]
+  )
+  monkeypatch.setattr(type(run), 'losses', lambda _, params: params)
+  for job, params in judgement.measure(run, jobs).items():
+    found = judgement._prefixed(dict(job.plan.sources), steps)
+    kinks = [c for path, c in found.items() if path in steps and c]
+    begins = job.end == job.window  # before its first mean there is nothing
+    assert len(kinks) == (job.shape == 'linear') * (2 - begins)
+    want = {}
+    for path, c in job.plan.sources:
+      for key, x in helpers.leaves(run.path, *_item(path)).items():
+        want[key] = want.get(key, 0) + c * x.astype(np.float64)
+    for key, value in helpers.flat(params).items():
+      assert value.dtype == np.float32
+      np.testing.assert_allclose(value, want[key], rtol=2e-6, atol=1e-8)
+  linear = [job for job in jobs if job.shape == 'linear']
+  curved = [job for job in jobs if job.shape == '1-sqrt']
+  begins = sum(job.end == job.window for job in linear)
+  direct = sum(len(job.plan.sources) for job in curved)
+  # One per mean for all, a start, an end and the floor for each linear one.
+  assert len(added) == len(steps) + 3 * len(linear) - begins + direct
+
+
+def _item(path):
+  return int(path.parent.name), path.name
 
 
 def test_difference_is_students_interval():

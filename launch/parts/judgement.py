@@ -14,6 +14,7 @@ from launch.parts import emulation, stored
 from lm import checkpoint
 from lm.errors import UserError
 from lm.run import Run
+from merging.engine import sources
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,13 +137,13 @@ def measure(
 
   A stored item is read and verified once for all jobs that use it, as many
   jobs at a time as have sums of together `max_bytes`. The averages are those of
-  `stream.combine` to the last bit.
+  `stream.combine`, to the last bit but where `_prefixed` makes them cheaper.
   """
   results = {}
   if not jobs:
     return results
   like = checkpoint.abstract_item(jobs[0].plan.sources[0][0])
-  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
+  size = sum(x.size * 8 for x in jax.tree.leaves(like))  # of float64
   together = max(max_bytes // size, 1)
   show = progress.Progress(transient=True)
   task = show.add_task('emulating', total=len(jobs))
@@ -158,16 +159,56 @@ def measure(
 def _averages(run, jobs):
   """Returns the weighted sums of all jobs; reads each item once."""
   uses = [dict(job.plan.sources) for job in jobs]
-  sums = [None] * len(jobs)
   age = lambda path: (int(path.parent.name), path.name)
-  for path in sorted(set(itertools.chain(*uses)), key=age):
+  items = sorted(set(itertools.chain(*uses)), key=age)
+  steps = {
+    path: int(path.parent.name) - sources.mean_start(path)
+    for path in items
+    if path.name == 'mean'
+  }
+  prefixed = [_prefixed(use, steps) for use in uses]
+  sums, prefix = [None] * len(jobs), None
+  for path in items:
     tree = read(run, path)
+    if path in steps and any(prefixed):
+      prefix = _added(prefix, tree, np.float64(steps[path]))
     for i, use in enumerate(uses):
-      if path in use:
-        product = jax.tree.map(lambda x, c=use[path]: x * np.float32(c), tree)
-        # The first product is the sum, as in merging/engine/stream.py.
-        sums[i] = jax.tree.map(np.add, sums[i], product) if sums[i] else product
-  return sums
+      if not prefixed[i] and path in use:
+        sums[i] = _added(sums[i], tree, np.float32(use[path]))
+      elif c := prefixed[i].get(path):
+        term = prefix if path in steps else tree
+        sums[i] = _added(sums[i], term, np.float64(c))
+  single = lambda x: x.astype(np.float32, copy=False)
+  return [jax.tree.map(single, total) for total in sums]
+
+
+def _prefixed(use, steps) -> dict[pathlib.Path, float]:
+  """Returns the coefficients of a sum with the interval means summed up.
+
+  With means M_i of n_i steps, and P_k = n_1 M_1 + .. + n_k M_k,
+
+    sum_i c_i M_i = sum_k (c_k / n_k - c_{k+1} / n_{k+1}) P_k,
+
+  of which only the kinks of the decay remain: two terms for a linear one,
+  whatever its window. Returns {} where this does not save anything.
+
+  Args:
+    use: {item: coefficient}.
+    steps: {item: n} of all interval means, oldest first.
+  """
+  slopes = np.array([use.get(path, 0) / n for path, n in steps.items()])
+  kinks = slopes - np.append(slopes, 0)[1:]
+  kinks[np.abs(kinks) < 1e-12 * np.abs(slopes).max(initial=0)] = 0
+  if max(np.count_nonzero(kinks), 2) >= np.count_nonzero(slopes):
+    return {}
+  others = {path: c for path, c in use.items() if path not in steps}
+  return {**others, **dict(zip(steps, kinks.tolist(), strict=True))}
+
+
+def _added(total, tree, c):
+  # The first product is the sum, as in merging/engine/stream.py.
+  product = jax.tree.map(lambda x: x * c, tree)
+  return jax.tree.map(np.add, total, product) if total else product
 
 
 def read(run: Run, path: pathlib.Path) -> Any:

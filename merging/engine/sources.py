@@ -72,11 +72,7 @@ def mean_steps(run: str | pathlib.Path, *, end: int, window: int) -> list[int]:
       raise ValueError(f'step {step} is not a checkpoint; {_listed(steps)}')
     if not item(run, step, 'mean').is_dir():
       raise ValueError(f'checkpoint {step} of {run} has no interval mean.')
-    meta = item(run, step, 'meta') / 'metadata'
-    try:
-      start = int(json.loads(meta.read_text())['mean_start'])
-    except (OSError, ValueError, KeyError, TypeError) as e:
-      raise ValueError(f"'{meta}' cannot be read: {e}.") from e
+    start = mean_start(item(run, step, 'mean'))
     if start >= step:
       raise ValueError(f'no interval mean ends before step {step} of {run}.')
     knots.append(start)
@@ -87,6 +83,19 @@ def mean_steps(run: str | pathlib.Path, *, end: int, window: int) -> list[int]:
       f'legal nearby: {", ".join(legal)}.'
     )
   return knots[::-1]
+
+
+def mean_start(path: pathlib.Path) -> int:
+  """Returns the step after which the interval of a stored mean begins.
+
+  Raises:
+    ValueError: its checkpoint does not say so.
+  """
+  meta = path.with_name('meta') / 'metadata'
+  try:
+    return int(json.loads(meta.read_text())['mean_start'])
+  except (OSError, ValueError, KeyError, TypeError) as e:
+    raise ValueError(f"'{meta}' cannot be read: {e}.") from e
 
 
 def raw(
