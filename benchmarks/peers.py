@@ -41,11 +41,11 @@ def lmopt(config):
   """The step of launch.train: optimizer, schedule, clipping, mean, metrics."""
   import jax
 
-  from lm import loop, step
+  from lm import loop, programs, step
 
   built = loop.build(config)
   jax.set_mesh(built.mesh)
-  train_step = loop.compiled_beside(config, built)
+  train_step = programs.compiled_beside(config, built)
   state, traced = built.init(), step.floats(config)
 
   def take(tokens_BS):

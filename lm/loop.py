@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import pathlib
-import threading
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +23,7 @@ from lm import (
   model,
   online,
   processes,
+  programs,
   restore,
   spec,
   state,
@@ -48,9 +47,22 @@ class Built(NamedTuple):
   batch_sharding: NamedSharding
 
 
-def build(config: ConfigDict) -> Built:
-  """Builds a run from its config; compiles and allocates nothing."""
+def build(config: ConfigDict, like: Built | None = None) -> Built:
+  """Builds a run from its config; compiles and allocates nothing.
+
+  Args:
+    config: of the run.
+    like: of a config with equal `programs.statics`, to use its programs.
+  """
   _check(config)
+  traced = step.floats(config)
+  if like is not None:
+    state.optimizer(config, like.model.axes, config.learning_rate)  # may refuse
+    step.check_schedules(config)
+    return like._replace(
+      data=data.build(config),
+      init=functools.partial(like.init.func, np.uint32(config.seed), traced),
+    )
   devices = mesh.make(config.mesh)
   mesh.check_batch(
     devices, 'batch_size', config.batch_size, config.grad_accum_steps
@@ -59,9 +71,12 @@ def build(config: ConfigDict) -> Built:
   step.check_schedules(config)  # a refusal comes early
   online.parse(config)
   net = width.apply(config, model.build(config.model))
-  key = jax.random.key(config.seed)
-  init = lambda params=None: state.init(config, net, key, params)
-  shapes = jax.eval_shape(init)
+
+  def init(seed, traced, params=None):
+    key = jax.random.key(seed)
+    return state.init(config, net, key, params, traced=traced)
+
+  shapes = jax.eval_shape(lambda: init(config.seed, None))
   zero = config.mesh.zero
   shardings = mesh.state_shardings(devices, net.axes, shapes, zero)
   grads = mesh.gradient_shardings(devices, net.axes, shapes.params, zero)
@@ -82,7 +97,9 @@ def build(config: ConfigDict) -> Built:
     tokens,
     net,
     abstract,
-    jax.jit(init, out_shardings=shardings),
+    functools.partial(
+      jax.jit(init, out_shardings=shardings), np.uint32(config.seed), traced
+    ),
     train_step,
     evaluate.build(config, net, tokens, devices),
     sharding,
@@ -120,8 +137,16 @@ def _check(config):
       raise UserError(f'{name}={value} must be from {least} to {most}.')
 
 
-def train(config: ConfigDict, workdir: str) -> str:
+def train(
+  config: ConfigDict, workdir: str, earlier: dict[str, Built] | None = None
+) -> str:
   """Trains, or continues to train, the run of a config in `workdir`.
+
+  Args:
+    config: of the run.
+    workdir: its directory.
+    earlier: runs of this process by `programs.statics`, whose programs this
+      run uses; it adds itself.
 
   Returns:
     The status: 'done', 'diverged' or 'preempted'.
@@ -130,8 +155,12 @@ def train(config: ConfigDict, workdir: str) -> str:
     UserError: a config that makes no run, or not the one in `workdir`.
   """
   run = pathlib.Path(workdir)
+  kind, earlier = programs.statics(config), {} if earlier is None else earlier
   first, built = processes.together(
-    lambda: (restore.branch_step(config, run), build(config))
+    lambda: (
+      restore.branch_step(config, run),
+      build(config, earlier.get(kind)),
+    )
   )
   processes.together(lambda: mesh.check_memory(built.abstract))
   steps = address.steps(run)
@@ -149,8 +178,11 @@ def train(config: ConfigDict, workdir: str) -> str:
     multipliers = step.multipliers(config)
     keep = config.checkpoint.keep_latest, config.checkpoint.keep_every_steps
     checkpoints = checkpoint.Checkpoints(run, *keep)
-    if jax.default_backend() == 'cpu' and config.num_steps not in steps:
-      built = built._replace(train_step=compiled_beside(config, built))
+    begins = config.num_steps not in steps and kind not in earlier
+    earlier[kind] = built
+    if jax.default_backend() == 'cpu' and begins:
+      beside = programs.compiled_beside(config, built)
+      built = built._replace(train_step=beside)
     start, origin = restore.restore_or_init(
       config, checkpoints, built.abstract, built.init
     )
@@ -173,35 +205,6 @@ def train(config: ConfigDict, workdir: str) -> str:
         writer.close()
         notes.finish(status=status, step=step_reached)
   return status
-
-
-def compiled_beside(config: ConfigDict, built: Built) -> Callable[..., Any]:
-  """Compiles the step in a thread, beside the initial state; returns the step.
-
-  Takes a third off a cold start. Not for accelerators, whose compilers time
-  kernels, which must run alone. Call the step under `jax.set_mesh(built.mesh)`.
-  """
-  batch = jax.ShapeDtypeStruct(
-    (config.batch_size, config.seq_len + 1),
-    np.int32,
-    sharding=built.batch_sharding,
-  )
-
-  def compile_step():
-    with contextlib.suppress(Exception), jax.set_mesh(built.mesh):
-      # What is raised here is raised again, and reported, by the call below.
-      built.train_step.lower(
-        built.abstract, batch, step.floats(config)
-      ).compile()
-
-  thread = threading.Thread(target=compile_step)
-  thread.start()
-
-  def train_step(*args):
-    thread.join()
-    return built.train_step(*args)
-
-  return train_step
 
 
 def _writer(config, built, run, begin):

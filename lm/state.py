@@ -46,7 +46,12 @@ class TrainState:
 
 
 def init(
-  config: ConfigDict, model: Model, key: jax.Array, params: Any = None
+  config: ConfigDict,
+  model: Model,
+  key: jax.Array,
+  params: Any = None,
+  *,
+  traced: Any = None,
 ) -> TrainState:
   """Returns the state at step 0; pure, so that it can be jitted and sharded.
 
@@ -55,11 +60,12 @@ def init(
     model: as `lm.model.build` makes it.
     key: of the initial parameters.
     params: to begin with, in place of random ones; an optimizer may keep them.
+    traced: see `optimizer`.
   """
   given = params is not None
   params = jax.tree.map(jnp.copy, params) if given else model.init(key)
-  rate = config.learning_rate
-  tx = optimizer(config, model.axes, rate)
+  rate = (traced or config)['learning_rate']
+  tx = optimizer(config, model.axes, rate, traced)
   zero = jnp.zeros((), jnp.int32)
   # A copy: the same buffer twice in a donated state is an error.
   mean = jax.tree.map(jnp.copy, params) if config.checkpoint.mean else ()
