@@ -129,6 +129,34 @@ def given_config(changes: Mapping[str, Any]) -> list[str]:
   return [f'--config={file}', *(f'--config.{k}={v}' for k, v in fields.items())]
 
 
+def other_config(
+  choices: Mapping[str, str], fields: Mapping[str, Any]
+) -> ConfigDict:
+  """Returns --config again, with other choices behind the colon and fields.
+
+  Args:
+    choices: {'optimizer': 'muon'}; the others stay as given.
+    fields: {'optimizer.b1': 0.9}, as values or as text.
+
+  Raises:
+    UserError: a choice or field that does not exist.
+    flags.Error: a value of another type.
+  """
+  first, *overrides = given_config(fields)
+  file = first.removeprefix('--config=')
+  path, arg = re.fullmatch(r'(.*?\.(?:py|json))(?::(.*))?', file).groups()
+  given = dict(x.split('=', 1) for x in filter(None, (arg or '').split(',')))
+  arg = ','.join(f'{k}={v}' for k, v in {**given, **choices}.items())
+  argv = ['', f'--config={_json(f"{path}:{arg}" if arg else path)}', *overrides]
+  _check_overrides(argv)
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file(
+    'config', flag_values=values, lock_config=True, sys_argv=argv
+  )
+  values(argv)
+  return values.config
+
+
 def _json(text: str) -> str:
   """A run's config.json is read by a config file of ours."""
   resolved = str(ROOT / 'configs' / 'resolved.py')

@@ -115,3 +115,42 @@ def ranges(
          xscale='log' if spacing == 'exponential' else 'linear')  # fmt: skip
   ax.legend(fontsize=7)
   return fig
+
+
+def ranking(rows: Sequence) -> figure.Figure:
+  """Draws the loss over what was tuned first, and over the steps.
+
+  Args:
+    rows: launch.parts.ranking.Row of each method. Bands: all seeds.
+  """
+  fig, (left, right) = _figure(2)
+  field = next((f for r in rows for f in r.fields), '')
+  for i, r in enumerate(rows):
+    color, at = f'C{i % 10}', r.searches.get(field)
+    if at:
+      x, y = zip(*sorted(at.losses.items()), strict=True)
+      left.plot(x, y, 'o-', color=color, ms=3, label=r.name)
+      left.plot(at.best, at.losses[at.best], 'o', color=color, ms=7)
+    if r.curves and len({c.step.size for c in r.curves}) == 1:
+      values = np.array([c.value for c in r.curves])
+      right.plot(r.curves[0].step, values.mean(0), color=color, label=r.name)
+      right.fill_between(
+        r.curves[0].step, values.min(0), values.max(0), color=color, alpha=0.2
+      )
+  finite = [x for r in rows for x in r.losses if np.isfinite(x)]
+  low = min(finite, default=0.0)
+  searches = [r.searches[field] for r in rows if field in r.searches]
+  tried = [x for s in searches for x in s.losses.values() if np.isfinite(x)]
+  for ax, values in ((left, tried), (right, _late(rows))):
+    top = np.quantile(values, 0.8) if len(values) else low + 1
+    ax.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low))
+  left.set(xlabel=field, ylabel='final validation loss (nats)', xscale='log')
+  right.set(xlabel='step', ylabel='validation loss (nats)')
+  right.legend(fontsize=7)
+  return fig
+
+
+def _late(rows):
+  """The losses after the first tenth of the steps."""
+  found = [c.value[c.step > c.step[-1] / 10] for r in rows for c in r.curves]
+  return np.concatenate(found) if found else np.array([])

@@ -1,0 +1,98 @@
+r"""Compares optimizers, schedules or any fields: each tuned, over fresh seeds.
+
+  python -m launch.compare --workdir=runs/compare --method=adamw --method=muon
+  python -m launch.compare --workdir=runs/decay --seeds=5 \
+      --config=configs/compare.py:size=micro --config.num_steps=1000 \
+      --tune=learning_rate,weight_decay --method=adamw \
+      --method=adamw,optimizer.decay=cautious --method=adamw,schedule=wsd
+
+The first method is the baseline. For each, the learning rate is multiplied and
+divided by --factor until neither neighbour of the best is better; then the best
+is trained with seeds that the search did not see. Every trial is an ordinary
+run below --workdir. The same command goes on, with more methods or seeds too.
+Writes WORKDIR/compare.{md,json,png}. For one machine, with all its devices.
+"""
+
+import json
+import pathlib
+import shlex
+import sys
+
+from absl import flags
+
+from launch import cli
+from lm.errors import UserError
+
+_DEFAULT = 'configs/compare.py'
+_CONFIG = cli.define_config()
+_WORKDIR = flags.DEFINE_string('workdir', '', 'directory of all runs')
+_METHOD = flags.DEFINE_multi_string(
+  'method', [], 'an optimizer, or KEY=VALUE,...: choices and fields; repeated'
+)
+_TUNE = flags.DEFINE_list(
+  'tune',
+  ['learning_rate'],
+  'also floats of the optimizer, in turn; empty = no search',
+)
+_FACTOR = flags.DEFINE_float('factor', 2.0, 'between two values of a search')
+_MOST = flags.DEFINE_integer(
+  'most', 10, 'runs of one search', lower_bound=3, upper_bound=100
+)
+_SEEDS = flags.DEFINE_integer(
+  'seeds', 3, 'of the final runs', lower_bound=1, upper_bound=1000
+)
+
+
+def main() -> int:
+  if not _WORKDIR.value:
+    raise UserError('--workdir is missing; for example --workdir=runs/compare.')
+  if not _METHOD.value:
+    raise UserError('--method is missing; for example --method=adamw.')
+  if not 1.01 <= _FACTOR.value <= 1000:
+    raise UserError(f'--factor={_FACTOR.value} must be from 1.01 to 1000.')
+  from launch.parts import ranking, schedule_pictures, show, trials
+  from lm.run import Run
+
+  methods = [trials.parse(text) for text in _METHOD.value]
+  names = [trials.folder(method) for method in methods]
+  for method, name in zip(methods, names, strict=True):
+    if names.count(name) > 1:
+      raise UserError(f'--method={method.name} is given twice.')
+  knobs = [knob for knob in _TUNE.value if knob]
+  trials.check_knobs(methods, knobs)
+  seed = _CONFIG.value.seed
+  seeds = [seed + 1 + i for i in range(_SEEDS.value)]
+  done, rows = trials.Trials(_WORKDIR.value), []
+  try:
+    for method in methods:
+      tuned = trials.tune(
+        done, method, knobs, factor=_FACTOR.value, most=_MOST.value
+      )
+      losses = [done.loss(method, tuned.fields, seed) for seed in seeds]
+      runs = [Run(done.path(method, tuned.fields, seed)) for seed in seeds]
+      rows.append(ranking.row(method.name, tuned, losses, runs))
+  except trials.Preempted:
+    print('preempted. Next: run the same command to continue')
+    return 143
+  command = shlex.join(['python', '-m', 'launch.compare', *sys.argv[1:]])
+  out = pathlib.Path(_WORKDIR.value, 'compare.md')
+  show.table(*ranking.table(rows))
+  print(ranking.legend(rows))
+  show.save(schedule_pictures.ranking(rows), out.with_suffix('.png'))
+  numbers = {'command': command, **ranking.as_json(rows, seeds)}
+  out.with_suffix('.json').write_text(json.dumps(numbers, indent=2) + '\n')
+  out.write_text(ranking.markdown(rows, command))
+  if done.reused:
+    print(
+      f'{done.reused} of {len(done.losses)} runs had been trained before; '
+      'after a change of the code use a new --workdir.'
+    )
+  print(
+    f'wrote {out}, {out.with_suffix(".json")} and {out.with_suffix(".png")}'
+  )
+  print(f'Next: tensorboard --logdir={shlex.quote(_WORKDIR.value)}')
+  return 0
+
+
+if __name__ == '__main__':
+  cli.run(main, _DEFAULT)
