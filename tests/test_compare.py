@@ -158,6 +158,12 @@ def test_the_command(tmp_path):
     assert failed.returncode == 2, extra
     assert sentence in failed.stderr and 'Traceback' not in failed.stderr
     assert failed.stderr.count('error: ') == 1
+  meta = next((tmp_path / 'a' / 'adamw').glob('*seed1')) / 'meta.json'
+  old = json.loads(meta.read_text())
+  meta.write_text(json.dumps({**old, 'data_fingerprint': 'other'}))
+  failed = helpers.command(*words, check=False)
+  assert failed.returncode == 2
+  assert f'{meta.parent} was trained on other data' in failed.stderr
 
 
 def test_a_float_below_one_is_searched_by_its_distance_from_one(monkeypatch):

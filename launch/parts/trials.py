@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from launch import cli
 from launch.parts import tuning
-from lm import card, follow, log, loop, spec
+from lm import card, data, follow, log, loop, spec
 from lm.errors import UserError, did_you_mean
 from lm.run import Run
 
@@ -87,12 +87,16 @@ class Trials:
     self.losses: dict[pathlib.Path, float] = {}
     self.reused = 0
     self._earlier: dict[str, loop.Built] = {}
+    self._data: dict[tuple[Any, ...], str] = {}
 
-  def path(self, method: Method, fields: Mapping[str, float], seed: int):
-    name = ','.join(
-      f'{k.rpartition(".")[2]}={v:.4g}' for k, v in fields.items()
+  def path(
+    self, method: Method, fields: Mapping[str, float], seed: int
+  ) -> pathlib.Path:
+    """Returns the directory of a run."""
+    name = '+'.join(
+      f'{field.rpartition(".")[2]}={value:.4g}'
+      for field, value in fields.items()
     )
-    name = name.replace(',', '+')
     return self.workdir / folder(method) / f'{name or "as-given"}-seed{seed}'
 
   def loss(
@@ -106,7 +110,7 @@ class Trials:
     """
     path = self.path(method, fields, seed)
     config = method.config(**fields, seed=seed)
-    begin, status = time.perf_counter(), _finished(path, config)
+    begin, status = time.perf_counter(), self._finished(path, config)
     if status:
       self.reused += path not in self.losses
     else:
@@ -132,28 +136,34 @@ class Trials:
       print(lines.getvalue(), end='')
       raise
 
+  def _finished(self, path, config):
+    """Returns 'done' or 'diverged' of a run that needs no more training.
+
+    Raises:
+      UserError: another run, or other data, which would be no comparison.
+    """
+    if not (path / 'config.json').is_file():
+      return ''
+    changed = card.diff(log.read_config(path), card.as_dict(config))
+    for field, (old, new) in changed.items():
+      if not field.startswith(_MAY_CHANGE):
+        raise UserError(
+          f'{path} was trained with {field}={old}, not {new}; use a new '
+          '--workdir.'
+        )
+    meta = log.read_meta(path)
+    if meta['status'] not in ('done', 'diverged'):
+      return ''
+    key = config.data.to_json(), config.seq_len, config.model.vocab_size
+    if key not in self._data:
+      self._data[key] = data.build(config).fingerprint
+    if meta.get('data_fingerprint') != self._data[key]:
+      raise UserError(f'{path} was trained on other data; use a new --workdir.')
+    return meta['status']
+
 
 class Preempted(Exception):
   """The process was told to stop; the same command goes on."""
-
-
-def _finished(path, config) -> str:
-  """Returns 'done' or 'diverged' of a run that needs no more training.
-
-  Raises:
-    UserError: another run; other validation data would be no comparison.
-  """
-  if not (path / 'config.json').is_file():
-    return ''
-  changed = card.diff(log.read_config(path), card.as_dict(config))
-  for field, (old, new) in changed.items():
-    if not field.startswith(_MAY_CHANGE):
-      raise UserError(
-        f'{path} was trained with {field}={old}, not {new}; use a new '
-        '--workdir.'
-      )
-  status = log.read_meta(path)['status']
-  return status if status in ('done', 'diverged') else ''
 
 
 def fields_of(method: Method, knobs: list[str]) -> dict[str, float]:
