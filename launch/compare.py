@@ -38,6 +38,9 @@ _FACTOR = flags.DEFINE_float('factor', 2.0, 'between two values of a search')
 _MOST = flags.DEFINE_integer(
   'most', 10, 'runs of one search', lower_bound=3, upper_bound=100
 )
+_TUNING_SEEDS = flags.DEFINE_integer(
+  'tuning_seeds', 1, 'of each run of a search', lower_bound=1, upper_bound=100
+)
 _SEEDS = flags.DEFINE_integer(
   'seeds', 3, 'of the final runs', lower_bound=1, upper_bound=1000
 )
@@ -61,13 +64,15 @@ def main() -> int:
   knobs = [knob for knob in _TUNE.value if knob]
   trials.check_knobs(methods, knobs)
   seed = _CONFIG.value.seed
-  seeds = [seed + 1 + i for i in range(_SEEDS.value)]
+  tuning = [seed + i for i in range(_TUNING_SEEDS.value)]
+  seeds = [seed + 100 + i for i in range(_SEEDS.value)]
   done, rows = trials.Trials(_WORKDIR.value), []
   try:
     for method in methods:
       tuned = trials.tune(
-        done, method, knobs, factor=_FACTOR.value, most=_MOST.value
-      )
+        done, method, knobs, seeds=tuning, factor=_FACTOR.value,
+        most=_MOST.value,
+      )  # fmt: skip
       losses = [done.loss(method, tuned.fields, seed) for seed in seeds]
       runs = [Run(done.path(method, tuned.fields, seed)) for seed in seeds]
       rows.append(ranking.row(method.name, tuned, losses, runs))

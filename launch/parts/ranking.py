@@ -95,8 +95,8 @@ def legend(rows: Sequence[Row]) -> str:
     "used to tune, ± 95 % (Student's t).\n"
     f'minus {first.name}: paired by seed (same data, same initial numbers); of '
     '20 such intervals one misses the truth.\n'
-    'tried: runs of the search, one seed each; "or lower", "or higher": it '
-    'ended there.\n'
+    'tried: settings of the search; "or lower", "or higher": it ended '
+    'there.\n'
     f'time: per step, times that of {first.name}, with all that the machine '
     'did beside.'
   )

@@ -6,7 +6,7 @@ import math
 import pathlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -207,21 +207,27 @@ def check_knobs(methods: list[Method], knobs: list[str]) -> None:
 
 
 def tune(
-  trials: Trials, method: Method, knobs: list[str], *, factor: float, most: int
+  trials: Trials,
+  method: Method,
+  knobs: list[str],
+  *,
+  seeds: Sequence[int],
+  factor: float,
+  most: int,
 ) -> Tuned:
   """Searches one knob after the other, each at the best of those before.
 
-  The seed is that of the config. A float between 0 and 1, as b1, is searched by
-  its distance from 1.
+  A loss is the mean over the seeds. A float between 0 and 1, as b1, is searched
+  by its distance from 1.
   """
   fields, searches = fields_of(method, knobs), {}
-  seed = method.config().seed
   for field, start in fields.items():
     knob = field.rpartition('.')[2]
     least, largest = follow.legal(knob)
 
     def measure(x, field=field, knob=knob):
-      return trials.loss(method, {**fields, field: _away(knob, x)}, seed)
+      at = {**fields, field: _away(knob, x)}
+      return sum(trials.loss(method, at, s) for s in seeds) / len(seeds)
 
     found = tuning.search(
       measure,
