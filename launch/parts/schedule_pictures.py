@@ -8,6 +8,7 @@ from matplotlib import figure
 
 mpl.use('Agg')
 _POINTS = 2000  # drawn of a curve, at most
+_DASHES = ('-', '--', ':', '-.')  # for every ten curves
 
 
 def _figure(columns: int, width: float = 5.2):
@@ -29,9 +30,8 @@ def multipliers(curves: Sequence, losses: Mapping) -> figure.Figure:
     losses: name of a curve -> Series, drawn in its colour.
   """
   fig, axes = _figure(2 if losses else 1, width=6.5)
-  dashes = ('-', '--', ':', '-.')
   for i, c in enumerate(curves):
-    style = {'color': f'C{i % 10}', 'linestyle': dashes[i // 10 % 4]}
+    style = {'color': f'C{i % 10}', 'linestyle': _DASHES[i // 10 % 4]}
     _line(axes[0], c.value, label=c.name, **style)
     if c.name in losses:
       axes[1].plot(*losses[c.name], label=c.name, **style)
@@ -127,13 +127,14 @@ def ranking(rows: Sequence) -> figure.Figure:
   field = next((f for r in rows for f in r.fields), '')
   for i, r in enumerate(rows):
     color, at = f'C{i % 10}', r.searches.get(field)
+    style = {'color': color, 'linestyle': _DASHES[i // 10 % 4]}
     if at:
       x, y = zip(*sorted(at.losses.items()), strict=True)
-      left.plot(x, y, 'o-', color=color, ms=3, label=r.name)
+      left.plot(x, y, marker='o', ms=3, **style)
       left.plot(at.best, at.losses[at.best], 'o', color=color, ms=7)
     if r.curves and len({c.step.size for c in r.curves}) == 1:
       values = np.array([c.value for c in r.curves])
-      right.plot(r.curves[0].step, values.mean(0), color=color, label=r.name)
+      right.plot(r.curves[0].step, values.mean(0), label=r.name, **style)
       right.fill_between(
         r.curves[0].step, values.min(0), values.max(0), color=color, alpha=0.2
       )
@@ -146,7 +147,7 @@ def ranking(rows: Sequence) -> figure.Figure:
     ax.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low))
   left.set(xlabel=field, ylabel='final validation loss (nats)', xscale='log')
   right.set(xlabel='step', ylabel='validation loss (nats)')
-  right.legend(fontsize=7)
+  right.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1))
   return fig
 
 
