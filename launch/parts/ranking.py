@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from launch.parts import comparison, tuning
 from lm.foreign_logs import Series
@@ -75,8 +74,8 @@ def _mean(losses):
     return f'{bad} of {losses.size} diverged'
   if losses.size < 2:
     return f'{losses[0]:.4f}'
-  half = stats.sem(losses) * stats.t.ppf(0.975, losses.size - 1)
-  return f'{losses.mean():.4f} ±{half:.4f}'
+  found = comparison.difference(losses, np.zeros(losses.size))
+  return f'{found.mean:.4f} ±{found.high - found.mean:.4f}'
 
 
 def minus(r: Row, first: Row) -> str:
