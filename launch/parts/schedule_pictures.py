@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib import figure
+from matplotlib import figure, ticker
 
 mpl.use('Agg')
 _POINTS = 2000  # drawn of a curve, at most
@@ -146,6 +146,10 @@ def ranking(rows: Sequence) -> figure.Figure:
     top = np.quantile(values, 0.8) if len(values) else low + 1
     ax.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low))
   left.set(xlabel=field, ylabel='final validation loss (nats)', xscale='log')
+  # Of less than two decades the minor labels would run into each other.
+  left.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+  left.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
+  left.xaxis.set_minor_formatter(ticker.NullFormatter())
   right.set(xlabel='step', ylabel='validation loss (nats)')
   right.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1))
   return fig
