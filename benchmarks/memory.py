@@ -48,7 +48,7 @@ def activations(model, rows: int, time: int) -> int:
 def main() -> None:
   import jax  # late: --help answers at once
 
-  from lm import dry_run, loop, mesh, step
+  from lm import dry_run, loop, mesh, sharding
 
   out = table.Table(
     'size, remat', 'state', 'grads', 'kept', 'peak, GB', 'over least',
@@ -64,7 +64,7 @@ def main() -> None:
     state = mesh.device_bytes(built.abstract)
     gradients = mesh.device_bytes(built.abstract.params)
     with jax.set_mesh(built.mesh):
-      slices = step.fitting_slices(config.batch_size, config.seq_len + 1)
+      slices = sharding.fitting_slices(config.batch_size, config.seq_len + 1)
     kept = activations(config.model, _BATCH.value // slices, config.seq_len)
     out.add_row(
       f'{size}, {config.model.remat}',

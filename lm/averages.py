@@ -1,9 +1,11 @@
-"""Averages of the iterates in the train state, beside its interval mean.
+"""Averages of the iterates in the train state: the interval mean and others.
 
 Each is an item of every checkpoint, sharded like the parameters; none costs
 anything when it is off. They are functions of the step alone, so that saving
 changes nothing and a resumed run is the same run.
 
+- 'mean' (config.checkpoint.mean): of the iterates after one checkpoint, up to
+  the next.
 - 'moment' (config.checkpoint.moment): the iterates of the interval, weighted by
   their place in it: sum_j j theta_j / sum_j j. With the interval mean it gives
   every decay that is quadratic inside the intervals exactly.
@@ -59,6 +61,26 @@ def init(config: ConfigDict, params: Any) -> dict[str, Any]:
     raise UserError('checkpoint.moment=True needs checkpoint.mean=True.')
   names = ['moment'] * config.checkpoint.moment + [*gammas(config)]
   return {name: jax.tree.map(jnp.copy, params) for name in names}
+
+
+def interval_mean(
+  config: ConfigDict, mean: Any, step: jax.Array, params: Any
+) -> Any:
+  """Returns the mean of the iterates s < t <= s + n, s a multiple of n steps.
+
+  A function of the step alone: saving a checkpoint does not change the state.
+
+  Args:
+    config: of the run.
+    mean: that before; an empty tuple if there is none.
+    step: updates done before.
+    params: the iterate after the next.
+  """
+  if not config.checkpoint.mean:
+    return ()
+  n = (step % config.checkpoint.every_steps).astype(jnp.float32)
+  average = lambda m, x: jnp.where(n == 0, x, m + (x - m) / (n + 1))
+  return jax.tree.map(average, mean, params)
 
 
 def update(

@@ -142,11 +142,8 @@ def train(
 ) -> str:
   """Trains, or continues to train, the run of a config in `workdir`.
 
-  Args:
-    config: of the run.
-    workdir: its directory.
-    earlier: runs of this process by `programs.statics`, whose programs this
-      run uses; it adds itself.
+  With `earlier`, the runs of this process by `programs.statics`, it uses the
+  programs of one of them, or adds itself.
 
   Returns:
     The status: 'done', 'diverged' or 'preempted'.
@@ -156,11 +153,9 @@ def train(
   """
   run = pathlib.Path(workdir)
   kind, earlier = programs.statics(config), {} if earlier is None else earlier
+  like = earlier.get(kind)
   first, built = processes.together(
-    lambda: (
-      restore.branch_step(config, run),
-      build(config, earlier.get(kind)),
-    )
+    lambda: (restore.branch_step(config, run), build(config, like))
   )
   processes.together(lambda: mesh.check_memory(built.abstract))
   steps = address.steps(run)
@@ -178,8 +173,8 @@ def train(
     multipliers = step.multipliers(config)
     keep = config.checkpoint.keep_latest, config.checkpoint.keep_every_steps
     checkpoints = checkpoint.Checkpoints(run, *keep)
-    begins = config.num_steps not in steps and kind not in earlier
     earlier[kind] = built
+    begins = like is None and config.num_steps not in steps
     if jax.default_backend() == 'cpu' and begins:
       beside = programs.compiled_beside(config, built)
       built = built._replace(train_step=beside)

@@ -154,7 +154,7 @@ def build_train(
       step=state.step + 1,
       params=after,
       opt_state=opt_state,
-      mean=_running_mean(config, state, after),
+      mean=averages.interval_mean(config, state.mean, state.step, after),
       bad_steps=state.bad_steps + jnp.where(good, 0, 1),
       bad_in_a_row=in_a_row,
       averages=averages.update(config, state.averages, state.step, after),
@@ -191,20 +191,6 @@ def build_eval(config: ConfigDict, model: Model) -> Callable[..., jax.Array]:
   return eval_step
 
 
-def fitting_slices(rows: int, columns: int) -> int:
-  """Returns into how many slices to cut a batch where grad_accum_steps is 0.
-
-  On a CPU, slices of at most 1024 tokens per device, whose activations stay in
-  the caches: 1.5 times the tokens/s in sizes `nano` and `tiny`
-  (`benchmarks/step_cpu.py`). Elsewhere 1.
-  """
-  if jax.default_backend() != 'cpu':
-    return 1
-  rows //= sharding.num_shards('batch')
-  fits = lambda n: rows % n == 0 and rows // n * (columns - 1) <= 1024
-  return next((n for n in range(1, rows) if fits(n)), rows)
-
-
 def _loss(config, model, params, tokens_BS, **knobs):
   return loss.next_token(
     model,
@@ -234,7 +220,7 @@ def _gradient(config, model, shardings, traced, tokens_BS, params):
       grads = jax.lax.with_sharding_constraint(grads, shardings)
     return grads, aux
 
-  slices = config.grad_accum_steps or fitting_slices(*tokens_BS.shape)
+  slices = config.grad_accum_steps or sharding.fitting_slices(*tokens_BS.shape)
   if slices == 1:
     grads, (cross_entropy, max_logits) = gradient(params, tokens_BS)
     return grads, cross_entropy, max_logits
@@ -305,15 +291,3 @@ def _diagnostics(config, model, state, params, transform, rate, traced):
     (rate, traced['learning_rate']),
     traced['optimizer'],
   )
-
-
-def _running_mean(config, state, params):
-  """Averages the iterates s < t <= s + every_steps, s a multiple of it.
-
-  A function of the step alone: saving a checkpoint does not change the state.
-  """
-  if not config.checkpoint.mean:
-    return ()
-  n = (state.step % config.checkpoint.every_steps).astype(jnp.float32)
-  average = lambda m, x: jnp.where(n == 0, x, m + (x - m) / (n + 1))
-  return jax.tree.map(average, state.mean, params)

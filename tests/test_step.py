@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from lm import loop, model, norms, step
+from lm import loop, model, norms, sharding, step
 from lm.errors import UserError
 from tests import helpers
 
@@ -56,9 +56,9 @@ def test_slices_of_a_batch_that_fit_the_caches_of_a_cpu():
     (8, 33, 1), (16, 129, 2), (16, 257, 4), (12, 257, 3), (4, 4097, 4),
     (7, 512, 7), (1, 9, 1),
   ):  # fmt: skip
-    assert step.fitting_slices(rows, columns) == want
+    assert sharding.fitting_slices(rows, columns) == want
   with jax.set_mesh(loop.build(helpers.config()).mesh):  # 8 devices
-    assert step.fitting_slices(64, 257) == 2
+    assert sharding.fitting_slices(64, 257) == 2
   sliced, chosen = (
     _one_step(helpers.config(grad_accum_steps=n, batch_size=64)) for n in (2, 0)
   )
