@@ -7,9 +7,12 @@ r"""Compares optimizers, schedules or any fields: each tuned, over fresh seeds.
       --method=adamw,optimizer.decay=cautious --method=adamw,schedule=wsd
 
 The first method is the baseline. For each, the learning rate is multiplied and
-divided by --factor until neither neighbour of the best is better; then the best
-is trained with seeds that the search did not see. Every trial is an ordinary
-run below --workdir. The same command goes on, with more methods or seeds too.
+divided by --factor until neither neighbour of the best is better, or --most
+values are measured; then the best is trained with seeds that the search did not
+see. Several knobs are searched one after the other, once each; those between 0
+and 1, as b1, by their distance from 1. Every trial is an ordinary run below
+--workdir, with the checkpoints of its config (configs/compare.py keeps one).
+The same command goes on, with more methods or seeds too.
 Writes WORKDIR/compare.{md,json,png}. For one machine, with all its devices.
 """
 
@@ -36,7 +39,7 @@ _TUNE = flags.DEFINE_list(
 )
 _FACTOR = flags.DEFINE_float('factor', 2.0, 'between two values of a search')
 _MOST = flags.DEFINE_integer(
-  'most', 10, 'runs of one search', lower_bound=3, upper_bound=100
+  'most', 10, 'values of one search', lower_bound=3, upper_bound=100
 )
 _TUNING_SEEDS = flags.DEFINE_integer(
   'tuning_seeds', 1, 'of each run of a search', lower_bound=1, upper_bound=100
@@ -88,13 +91,8 @@ def main() -> int:
   out.with_suffix('.json').write_text(json.dumps(numbers, indent=2) + '\n')
   out.write_text(ranking.markdown(rows, command))
   if done.reused:
-    print(
-      f'{done.reused} of {len(done.losses)} runs had been trained before; '
-      'after a change of the code use a new --workdir.'
-    )
-  print(
-    f'wrote {out}, {out.with_suffix(".json")} and {out.with_suffix(".png")}'
-  )
+    print(f'{done.reused} of {len(done.losses)} runs had been trained before.')
+  print(f'wrote {out}, and .json and .png beside it')
   print(f'Next: tensorboard --logdir={shlex.quote(_WORKDIR.value)}')
   return 0
 

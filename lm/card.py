@@ -31,16 +31,8 @@ MAY_CHANGE = (
   'mesh.',
 )
 _PACKAGES = (
-  'jax',
-  'jaxlib',
-  'flax',
-  'optax',
-  'orbax-checkpoint',
-  'grain',
-  'numpy',
-)
-
-
+  'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy'
+)  # fmt: skip
 LOCK = '.lock'  # in the run directory
 
 
@@ -96,6 +88,12 @@ def config_hash(config: ConfigDict) -> str:
   """Returns 16 hex digits that are equal for equal configs."""
   text = json.dumps(as_dict(config), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def code(config: ConfigDict) -> str:
+  """Returns hashes of the optimizer's and of the schedule's code."""
+  kinds = ('optimizer', 'schedule')
+  return '-'.join(spec.code_hash(f'{k}s', config[k].name) for k in kinds)
 
 
 def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:
@@ -242,6 +240,7 @@ class Card:
       'data_fingerprint': fingerprint,
       'argv': sys.argv,
       'git_commit': _git_commit(),
+      'code': code(config),
       'versions': {
         'python': platform.python_version(),
         **{p: metadata.version(p) for p in _PACKAGES},

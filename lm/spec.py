@@ -5,9 +5,11 @@ Positional parameters are what the run provides, keyword-only parameters are
 the knobs of the config: float knobs are traced, all others are static.
 """
 
+import hashlib
 import importlib
 import inspect
 import numbers
+import pathlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -145,6 +147,15 @@ def build(
     if type(e) in (ValueError, UserError):
       raise UserError(f'{package}/{name}.py: {e}') from e
     raise
+
+
+def code_hash(package: str, name: str) -> str:
+  """Returns 16 hex digits of the code of a component and of `package.parts`."""
+  folder = pathlib.Path(importlib.import_module(package).__path__[0])
+  sha = hashlib.sha256()
+  for path in (folder / f'{name}.py', *sorted(folder.glob('parts/*.py'))):
+    sha.update(hashlib.sha256(path.read_bytes()).digest())
+  return sha.hexdigest()[:16]
 
 
 def extra(package: str, name: str, function: str) -> Callable[..., Any] | None:

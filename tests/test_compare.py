@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from launch.parts import ranking, trials, tuning
+from launch.parts import ranking, schedule_pictures, trials, tuning
+from lm import spec
 from lm.foreign_logs import Series
 from tests import helpers
 
@@ -55,15 +56,15 @@ def test_a_search_leaves_what_diverges():
     assert found.losses[8.0] == math.inf
 
 
-def _row(name, losses, speed=1.0, **searches):
+def _row(name, losses, tokens=1000, **searches):
   curve = Series(np.array([0, 10]), np.array([5.0, 3.0]))
-  return ranking.Row(
-    name,
+  tuned = trials.Tuned(
     {k: x.best for k, x in searches.items()},
     searches,
-    np.array(losses),
-    [curve] * len(losses),
-    speed,
+    sum(len(x.losses) for x in searches.values()),
+  )
+  return ranking.Row(
+    name, tuned, np.array(losses), [curve] * len(losses), tokens
   )
 
 
@@ -73,15 +74,17 @@ def test_table_is_paired_by_seed():
   a, b = [2.0, 3.0, 4.0], [1.9, 2.8, 3.9]
   rows = [
     _row('a', a, learning_rate=rate),
-    _row('b', b, speed=0.5, learning_rate=edge),
+    _row('b', b, 2500, learning_rate=edge),
     _row('c', [2.0, math.inf, 1.0], learning_rate=rate),
   ]
   header, body = ranking.table(rows)
-  assert header[-2:] == ['minus a', 'time']
+  assert header[-2:] == ['loss', 'minus a']
   # By hand: differences -.1, -.2, -.1; t(2, 0.975) = 4.302653.
   half = 4.302653 * np.std([0.1, 0.2, 0.1], ddof=1) / math.sqrt(3)
   assert body[1][1:3] == ['1 or lower', '1']
-  assert body[1][4:] == [f'-0.1333 ±{half:.4f}', '2.00']
+  assert body[1][4:] == [f'-0.1333 ±{half:.4f}']
+  (unequal,) = (x for x in ranking.legend(rows).splitlines() if 'NOT' in x)
+  assert 'b trains on 2.5 times the tokens of a' in unequal
   low, high = stats.ttest_1samp(a, 0).confidence_interval(0.95)
   assert body[0][3] == f'3.0000 ±{(high - low) / 2:.4f}'
   assert body[0][4] == '' and body[2][3:5] == ['1 of 3 diverged', '']
@@ -92,11 +95,39 @@ def test_table_is_paired_by_seed():
   assert '| b | 1 or lower |' in ranking.markdown(rows, 'command')
 
 
+def test_picture_shows_every_best():
+  """Of every search, and the ends of all curves, in any number of panels."""
+  low = tuning.Found({1.0: 2.5, 2.0: 2.0, 4.0: 9.0}, 2.0, '')
+  rows = [_row('a', [3.0, 3.1], rate=low), _row('b', [3.0], rate=low, b=low)]
+  fig = schedule_pictures.ranking(rows)
+  assert [ax.get_xlabel() for ax in fig.axes] == ['rate', 'b', 'step']
+  for ax in fig.axes:
+    bottom, top = ax.get_ylim()
+    assert bottom < min(min(x.get_ydata()) for x in ax.lines) < top
+  (only,) = schedule_pictures.ranking([_row('a', [3.0])]).axes
+  assert only.get_xlabel() == 'step'
+
+
+def test_code_hashes_know_their_own_file_and_the_parts(tmp_path, monkeypatch):
+  package = tmp_path / 'methods'
+  (package / 'parts').mkdir(parents=True)
+  files = ('__init__.py', 'a.py', 'b.py', 'parts/c.py')
+  for name in files:
+    (package / name).write_text('')
+  monkeypatch.syspath_prepend(tmp_path)
+  hashes = [spec.code_hash('methods', 'a')]
+  for name in ('b.py', 'a.py', 'parts/c.py'):
+    (package / name).write_text('x = 1')
+    hashes.append(spec.code_hash('methods', 'a'))
+  assert hashes[0] == hashes[1] and len(set(hashes)) == 3
+
+
 @pytest.mark.parametrize(
   ('text', 'choices', 'fields'),
   [
     ('muon', {'optimizer': 'muon'}, {}),
     ('schedule=wsd', {'schedule': 'wsd'}, {}),
+    ('muon, schedule=wsd', {'optimizer': 'muon', 'schedule': 'wsd'}, {}),
     (
       'lion,optimizer.b1=0.8,z_loss=1e-4',
       {'optimizer': 'lion'},
@@ -164,6 +195,10 @@ def test_the_command(tmp_path):
   failed = helpers.command(*words, check=False)
   assert failed.returncode == 2
   assert f'{meta.parent} was trained on other data' in failed.stderr
+  meta.write_text(json.dumps({**old, 'code': 'other'}))
+  failed = helpers.command(*words, check=False)
+  assert failed.returncode == 2
+  assert f'{meta.parent} was trained with other code' in failed.stderr
 
 
 def test_a_float_below_one_is_searched_by_its_distance_from_one(monkeypatch):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.parts import comparison, tuning
+from launch.parts import comparison, trials
 from lm.foreign_logs import Series
 from lm.run import Run
 
@@ -15,57 +15,52 @@ from lm.run import Run
 class Row:
   """One method.
 
-  fields: what was tuned, {field: value}; searches: how.
+  tuned: what was found, and how.
   losses: final validation loss of each seed in nats, inf if it diverged.
   curves: validation loss over the steps, of each seed.
-  speed: tokens per second, median over steps and seeds.
+  tokens: of each run.
   """
 
   name: str
-  fields: dict[str, float]
-  searches: dict[str, tuning.Found]
+  tuned: trials.Tuned
   losses: np.ndarray
   curves: list[Series]
-  speed: float
+  tokens: int
 
 
-def row(name: str, tuned: Any, losses: Sequence[float], runs: list[Run]) -> Row:
+def row(
+  name: str, tuned: trials.Tuned, losses: Sequence[float], runs: list[Run]
+) -> Row:
   """Reads what a table and a picture need from the runs of a method."""
-  metrics = [run.metrics for run in runs]
-  tag = 'throughput/tokens_per_second'
-  speeds = [x for m in metrics if tag in m for x in m[tag].value]
-  return Row(
-    name,
-    tuned.fields,
-    tuned.searches,
-    np.array(losses),
-    [m['eval/loss'] for m in metrics if 'eval/loss' in m],
-    float(np.median(speeds)) if speeds else float('nan'),
-  )
+  config, metrics = runs[0].config, [run.metrics for run in runs]
+  curves = [m['eval/loss'] for m in metrics if 'eval/loss' in m]
+  tokens = config.num_steps * config.batch_size * config.seq_len
+  return Row(name, tuned, np.array(losses), curves, tokens)
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
   """Returns the header and the cells; the first row is the baseline."""
   first = rows[0]
-  fields = list(dict.fromkeys(f for r in rows for f in r.fields))
-  body = []
-  for r in rows:
-    tuned = [_value(r, field) for field in fields]
-    count = sum(len(found.losses) for found in r.searches.values())
-    speed = f'{first.speed / r.speed:.2f}'
-    body.append([
-      r.name, *tuned, str(count), _mean(r.losses), minus(r, first), speed
-    ])  # fmt: skip
+  fields = list(dict.fromkeys(f for r in rows for f in r.tuned.fields))
+  body = [
+    [
+      r.name,
+      *(_value(r.tuned, field) for field in fields),
+      str(r.tuned.count),
+      _mean(r.losses),
+      minus(r, first),
+    ]
+    for r in rows
+  ]
   names = [field.removeprefix('optimizer.') for field in fields]
-  behind = f'minus {first.name}'
-  return ['method', *names, 'tried', 'loss', behind, 'time'], body
+  return ['method', *names, 'tried', 'loss', f'minus {first.name}'], body
 
 
-def _value(r, field):
-  if field not in r.fields:
+def _value(tuned, field):
+  if field not in tuned.fields:
     return '-'
-  edge = r.searches[field].edge
-  return f'{r.fields[field]:.3g}{" or " + edge if edge else ""}'
+  edge = tuned.searches[field].edge
+  return f'{tuned.fields[field]:.3g}{" or " + edge if edge else ""}'
 
 
 def _mean(losses):
@@ -87,18 +82,23 @@ def minus(r: Row, first: Row) -> str:
 
 
 def legend(rows: Sequence[Row]) -> str:
-  first = rows[0]
-  n = first.losses.size
-  return (
+  """Returns what the columns mean, and what is unequal."""
+  first, n = rows[0], rows[0].losses.size
+  lines = [
     f'loss: final validation loss in nats, mean of {n} seed(s) that were not '
-    "used to tune, ± 95 % (Student's t).\n"
-    f'minus {first.name}: paired by seed (same data, same initial numbers); of '
-    '20 such intervals one misses the truth.\n'
-    'tried: settings of the search; "or lower", "or higher": it ended '
-    'there.\n'
-    f'time: per step, times that of {first.name}, with all that the machine '
-    'did beside.'
-  )
+    "used to tune; ±: 95 % (Student's t).",
+    f'minus {first.name}: paired by seed (same data, same initial numbers); '
+    'one of 20 such intervals misses the truth.',
+    'tried: settings of the search; "or lower", "or higher": it had to stop '
+    'there (--most).',
+  ]
+  for r in rows:
+    if r.tokens != first.tokens:
+      lines.append(
+        f'NOT EQUAL: {r.name} trains on {r.tokens / first.tokens:.3g} times '
+        f'the tokens of {first.name}.'
+      )
+  return '\n'.join(lines)
 
 
 def markdown(rows: Sequence[Row], command: str) -> str:
@@ -117,16 +117,16 @@ def as_json(rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, Any]:
     both = np.isfinite([*r.losses, *rows[0].losses]).all()
     found.append({
       'method': r.name,
-      'tuned': r.fields,
-      'edge': {k: x.edge for k, x in r.searches.items()},
+      'tuned': r.tuned.fields,
+      'edge': {k: x.edge for k, x in r.tuned.searches.items()},
       'searches': {
         k: [[value, finite(loss)] for value, loss in x.losses.items()]
-        for k, x in r.searches.items()
+        for k, x in r.tuned.searches.items()
       },
       'losses': [finite(x) for x in r.losses],
       'minus_first': [
         finite(x) for x in comparison.difference(r.losses, rows[0].losses)
       ] if both else None,
-      'tokens_per_second': finite(r.speed),
+      'tokens': r.tokens,
     })  # fmt: skip
   return {'seeds': list(seeds), 'methods': found}

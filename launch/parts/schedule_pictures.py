@@ -118,44 +118,52 @@ def ranges(
 
 
 def ranking(rows: Sequence) -> figure.Figure:
-  """Draws the loss over what was tuned first, and over the steps.
+  """Draws the loss over everything that was tuned, and over the steps.
 
   Args:
-    rows: launch.parts.ranking.Row of each method. Bands: all seeds.
+    rows: launch.parts.ranking.Row of each method.
   """
-  fig, (left, right) = _figure(2)
-  field = next((f for r in rows for f in r.fields), '')
-  for i, r in enumerate(rows):
-    color, at = f'C{i % 10}', r.searches.get(field)
-    style = {'color': color, 'linestyle': _DASHES[i // 10 % 4]}
-    if at:
-      x, y = zip(*sorted(at.losses.items()), strict=True)
-      left.plot(x, y, marker='o', ms=3, **style)
-      left.plot(at.best, at.losses[at.best], 'o', color=color, ms=7)
+  fields = list(dict.fromkeys(f for r in rows for f in r.tuned.fields))
+  fig, (*searches, right) = _figure(len(fields) + 1)
+  style = [
+    {'color': f'C{i % 10}', 'linestyle': _DASHES[i // 10 % 4]}
+    for i in range(len(rows))
+  ]
+  for ax, field in zip(searches, fields, strict=True):
+    drawn = []
+    for r, line in zip(rows, style, strict=True):
+      if at := r.tuned.searches.get(field):
+        x, y = zip(*sorted(at.losses.items()), strict=True)
+        ax.plot(x, y, marker='o', ms=3, **line)
+        ax.plot(at.best, at.losses[at.best], 'o', ms=7, color=line['color'])
+        drawn += y
+    ax.set(xlabel=field, ylabel='loss of the search (nats)', xscale='log')
+    # Of less than two decades the minor labels would run into each other.
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+    ax.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
+    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
+    _limit(ax, drawn)
+  drawn = []
+  for r, line in zip(rows, style, strict=True):
     if r.curves and len({c.step.size for c in r.curves}) == 1:
-      values = np.array([c.value for c in r.curves])
-      right.plot(r.curves[0].step, values.mean(0), label=r.name, **style)
-      right.fill_between(
-        r.curves[0].step, values.min(0), values.max(0), color=color, alpha=0.2
-      )
-  finite = [x for r in rows for x in r.losses if np.isfinite(x)]
-  low = min(finite, default=0.0)
-  searches = [r.searches[field] for r in rows if field in r.searches]
-  tried = [x for s in searches for x in s.losses.values() if np.isfinite(x)]
-  for ax, values in ((left, tried), (right, _late(rows))):
-    top = np.quantile(values, 0.8) if len(values) else low + 1
-    ax.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low))
-  left.set(xlabel=field, ylabel='final validation loss (nats)', xscale='log')
-  # Of less than two decades the minor labels would run into each other.
-  left.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
-  left.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
-  left.xaxis.set_minor_formatter(ticker.NullFormatter())
+      step, values = r.curves[0].step, np.array([c.value for c in r.curves])
+      right.plot(step, values.mean(0), label=r.name, **line)
+      band = values.min(0), values.max(0)
+      right.fill_between(step, *band, color=line['color'], alpha=0.2)
+      drawn += [*values[:, step > step[-1] / 10].ravel()]
   right.set(xlabel='step', ylabel='validation loss (nats)')
-  right.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1))
+  _limit(right, drawn)
+  right.legend(
+    fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1),
+    title='mean; band: all seeds', title_fontsize=7,
+  )  # fmt: skip
   return fig
 
 
-def _late(rows):
-  """The losses after the first tenth of the steps."""
-  found = [c.value[c.step > c.step[-1] / 10] for r in rows for c in r.curves]
-  return np.concatenate(found) if found else np.array([])
+def _limit(ax, losses) -> None:
+  """Shows all but the highest fifth, which would hide the rest."""
+  finite = [x for x in losses if np.isfinite(x)]
+  if len(finite) > 1:
+    low, top = min(finite), np.quantile(finite, 0.8)
+    pad = 0.05 * (top - low) or 1.0
+    ax.set_ylim(low - pad, top + pad)

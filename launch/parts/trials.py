@@ -33,10 +33,14 @@ class Method(NamedTuple):
 
 
 class Tuned(NamedTuple):
-  """The fields that were tuned, and how: {field: what was found}."""
+  """The fields that were tuned, and how: {field: what was found}.
+
+  count: different settings that were trained.
+  """
 
   fields: dict[str, float]
   searches: dict[str, tuning.Found]
+  count: int
 
 
 def parse(text: str) -> Method:
@@ -46,7 +50,7 @@ def parse(text: str) -> Method:
   --config, or a field of the config.
   """
   choices, fields = {}, {}
-  for part in text.split(','):
+  for part in map(str.strip, text.split(',')):
     key, equals, value = part.partition('=')
     if not equals:
       key, value = 'optimizer', part
@@ -94,7 +98,7 @@ class Trials:
   ) -> pathlib.Path:
     """Returns the directory of a run."""
     name = '+'.join(
-      f'{field.rpartition(".")[2]}={value:.4g}'
+      f'{field.rpartition(".")[2]}={value:.8g}'
       for field, value in fields.items()
     )
     return self.workdir / folder(method) / f'{name or "as-given"}-seed{seed}'
@@ -152,6 +156,11 @@ class Trials:
           '--workdir.'
         )
     meta = log.read_meta(path)
+    if meta.get('code') != card.code(config):
+      raise UserError(
+        f'{path} was trained with other code of {config.optimizer.name} or '
+        f'{config.schedule.name}; remove it, or use a new --workdir.'
+      )
     if meta['status'] not in ('done', 'diverged'):
       return ''
     key = config.data.to_json(), config.seq_len, config.model.vocab_size
@@ -220,13 +229,14 @@ def tune(
   A loss is the mean over the seeds. A float between 0 and 1, as b1, is searched
   by its distance from 1.
   """
-  fields, searches = fields_of(method, knobs), {}
+  fields, searches, settings = fields_of(method, knobs), {}, set()
   for field, start in fields.items():
     knob = field.rpartition('.')[2]
     least, largest = follow.legal(knob)
 
     def measure(x, field=field, knob=knob):
       at = {**fields, field: _away(knob, x)}
+      settings.add(tuple(at.values()))
       return sum(trials.loss(method, at, s) for s in seeds) / len(seeds)
 
     found = tuning.search(
@@ -242,7 +252,7 @@ def tune(
     if edge and _away(knob, 0.0):  # what is lower from 1 is higher
       edge = {'lower': 'higher', 'higher': 'lower'}[edge]
     searches[field] = tuning.Found(losses, fields[field], edge)
-  return Tuned(fields, searches)
+  return Tuned(fields, searches, len(settings))
 
 
 def _away(knob, value):
