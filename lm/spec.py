@@ -151,9 +151,10 @@ def build(
 
 def code_hash(package: str, name: str) -> str:
   """Returns 16 hex digits of the code of a component and of `package.parts`."""
-  folder = pathlib.Path(importlib.import_module(package).__path__[0])
+  own = importlib.import_module(f'{package}.{name}').__file__
+  (parts,) = importlib.import_module(f'{package}.parts').__path__
   sha = hashlib.sha256()
-  for path in (folder / f'{name}.py', *sorted(folder.glob('parts/*.py'))):
+  for path in (pathlib.Path(own), *sorted(pathlib.Path(parts).glob('*.py'))):
     sha.update(hashlib.sha256(path.read_bytes()).digest())
   return sha.hexdigest()[:16]
 
