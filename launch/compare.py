@@ -56,34 +56,48 @@ def main() -> int:
     raise UserError('--method is missing; for example --method=adamw.')
   if not 1.01 <= _FACTOR.value <= 1000:
     raise UserError(f'--factor={_FACTOR.value} must be from 1.01 to 1000.')
-  from launch.parts import ranking, schedule_pictures, show, trials
+  from launch.parts import ranking, schedule_pictures, show, trials, tuning
+  from lm import preemption
   from lm.run import Run
 
   methods = [trials.parse(text) for text in _METHOD.value]
   names = [trials.folder(method) for method in methods]
   for method, name in zip(methods, names, strict=True):
     if names.count(name) > 1:
-      raise UserError(f'--method={method.name} is given twice.')
+      raise UserError(
+        f'--method={method.name} is given twice, or two methods differ only in '
+        f'what {name}, the name of their directory, leaves out.'
+      )
   knobs = [knob for knob in _TUNE.value if knob]
-  trials.check_knobs(methods, knobs)
+  tuning.check_knobs(methods, knobs)
   seed = _CONFIG.value.seed
-  tuning = [seed + i for i in range(_TUNING_SEEDS.value)]
+  first = [seed + i for i in range(_TUNING_SEEDS.value)]
   seeds = [seed + 100 + i for i in range(_SEEDS.value)]
-  done, rows = trials.Trials(_WORKDIR.value), []
-  try:
+  if seeds[-1] >= 2**32:
+    raise UserError(
+      f'--config.seed={seed} leaves no seeds for the final runs: at most '
+      f'{2**32 - 100 - _SEEDS.value}.'
+    )
+  out = _out(pathlib.Path(_WORKDIR.value))
+  rows = []
+  with preemption.Preemption() as stopped:
+    done = trials.Trials(_WORKDIR.value, lambda: stopped.reached(0))
     for method in methods:
-      tuned = trials.tune(
-        done, method, knobs, seeds=tuning, factor=_FACTOR.value,
-        most=_MOST.value,
-      )  # fmt: skip
-      losses = [done.loss(method, tuned.fields, seed) for seed in seeds]
-      runs = [Run(done.path(method, tuned.fields, seed)) for seed in seeds]
-      rows.append(ranking.row(method.name, tuned, losses, runs))
-  except trials.Preempted:
-    print('preempted. Next: run the same command to continue')
-    return 143
+      tuning.fields_of(method, knobs)
+      done.check(method)
+    try:
+      for method in methods:
+        tuned = tuning.tune(
+          done, method, knobs, seeds=first, factor=_FACTOR.value,
+          most=_MOST.value,
+        )  # fmt: skip
+        losses = [done.loss(method, tuned.fields, seed) for seed in seeds]
+        runs = [Run(done.path(method, tuned.fields, seed)) for seed in seeds]
+        rows.append(ranking.row(method.name, tuned, losses, runs))
+    except trials.Preempted:
+      print('preempted. Next: run the same command to continue')
+      return 143
   command = shlex.join(['python', '-m', 'launch.compare', *sys.argv[1:]])
-  out = pathlib.Path(_WORKDIR.value, 'compare.md')
   show.table(*ranking.table(rows))
   print(ranking.legend(rows))
   show.save(schedule_pictures.ranking(rows), out.with_suffix('.png'))
@@ -95,6 +109,21 @@ def main() -> int:
   print(f'wrote {out}, and .json and .png beside it')
   print(f'Next: tensorboard --logdir={shlex.quote(_WORKDIR.value)}')
   return 0
+
+
+def _out(workdir: pathlib.Path) -> pathlib.Path:
+  """Returns where the table goes; refuses what cannot be written."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(
+      f"--workdir='{workdir}' cannot be used: {e.strerror}."
+    ) from e
+  out = workdir / 'compare.md'
+  for path in (out, out.with_suffix('.json'), out.with_suffix('.png')):
+    if path.is_dir():
+      raise UserError(f"'{path}' is a directory; use another --workdir.")
+  return out
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lm import address, log, spec
+from lm import address, follow, log, spec
 from lm import step as step_lib
 from lm.errors import UserError
 
@@ -91,9 +91,14 @@ def config_hash(config: ConfigDict) -> str:
 
 
 def code(config: ConfigDict) -> str:
-  """Returns hashes of the optimizer's and of the schedule's code."""
-  kinds = ('optimizer', 'schedule')
-  return '-'.join(spec.code_hash(f'{k}s', config[k].name) for k in kinds)
+  """Returns hashes of the optimizer, the schedules, and files they read."""
+  schedules = [config.schedule, *(s for _, s in follow.parse(config).values())]
+  found = [spec.code_hash('optimizers', config.optimizer.name)]
+  found += [spec.code_hash('schedules', s.name) for s in schedules]
+  tables = [pathlib.Path(s.path) for s in schedules if 'path' in s]
+  digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+  found += [digest(path) for path in tables if path.is_file()]
+  return '-'.join(found)
 
 
 def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:

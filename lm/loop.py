@@ -59,10 +59,11 @@ def build(config: ConfigDict, like: Built | None = None) -> Built:
   if like is not None:
     state.optimizer(config, like.model.axes, config.learning_rate)  # may refuse
     step.check_schedules(config)
-    return like._replace(
-      data=data.build(config),
-      init=functools.partial(like.init.func, np.uint32(config.seed), traced),
-    )
+    tokens, change = data.build(config), {}
+    if not np.array_equal(tokens.eval_tokens_ES, like.data.eval_tokens_ES):
+      change['evaluate'] = evaluate.build(config, like.model, tokens, like.mesh)
+    init = functools.partial(like.init.func, np.uint32(config.seed), traced)
+    return like._replace(data=tokens, init=init, **change)
   devices = mesh.make(config.mesh)
   mesh.check_batch(
     devices, 'batch_size', config.batch_size, config.grad_accum_steps

@@ -9,7 +9,10 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-  """Notices SIGTERM and Ctrl-C; a second Ctrl-C interrupts at once."""
+  """Notices SIGTERM and Ctrl-C; a second Ctrl-C interrupts at once.
+
+  What one inside of another notices, the other knows when it ends.
+  """
 
   def __enter__(self):
     self._noticed = self.at_once = False
@@ -39,3 +42,6 @@ class Preemption:
   def __exit__(self, *_):
     for number, handler in self._old.items():
       signal.signal(number, handler)
+      outer = getattr(handler, '__self__', None)
+      if isinstance(outer, Preemption):
+        outer._noticed |= self._noticed

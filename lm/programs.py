@@ -16,9 +16,10 @@ from lm import card, step
 def statics(config: ConfigDict) -> str:
   """Returns a text that is equal for configs whose programs are the same.
 
-  It has all fields but the seed and the numbers that a step is given.
+  It has all fields but the seed and the numbers that a step is given, and the
+  code and tables that a step reads.
   """
-  found = card.as_dict(config)
+  found = {**card.as_dict(config), 'code': card.code(config)}
   for name, value in {'seed': 0, **step.floats(config)}.items():
     if isinstance(value, dict):
       for knob in value:

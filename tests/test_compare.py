@@ -1,64 +1,24 @@
-"""launch.compare: the search, the statistics, and the command."""
+"""launch.compare: the statistics, and the command."""
 
-import itertools
 import json
 import math
+import os
 import pathlib
+import signal
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from launch.parts import ranking, schedule_pictures, trials, tuning
-from lm import spec
+from lm import card, spec
 from lm.foreign_logs import Series
-from tests import helpers
-
-
-def _search(loss, start, factor=2.0, most=10, **more):
-  order = []
-
-  def measure(x):
-    order.append(x)
-    return loss(x)
-
-  return tuning.search(measure, start, factor=factor, most=most, **more), order
-
-
-@pytest.mark.parametrize('best', [1e-4, 3e-3, 0.7])
-@pytest.mark.parametrize('factor', [2.0, 10.0])
-def test_a_search_ends_beside_no_better_neighbour(best, factor):
-  loss = lambda x: (math.log(x) - math.log(best)) ** 2
-  found, order = _search(loss, 3e-3, factor, most=100)
-  assert found.edge == '' and len(set(order)) == len(order)
-  assert list(found.losses) == order
-  assert abs(math.log(found.best / best)) <= math.log(factor) / 2 + 1e-9
-  neighbours = [x for x in order if x != found.best]
-  assert any(math.isclose(x, found.best * factor) for x in neighbours)
-  assert any(math.isclose(x, found.best / factor) for x in neighbours)
-
-
-def test_a_search_says_where_it_had_to_stop():
-  found, order = _search(lambda x: -x, 1.0, most=5)
-  assert (found.best, found.edge, len(order)) == (8.0, 'higher', 5)
-  found, _ = _search(lambda x: x, 1.0, most=5)
-  assert (found.best, found.edge) == (0.0625, 'lower')
-  # What is not legal is not measured, and its neighbour is no edge.
-  found, order = _search(lambda x: -x, 1.0, legal=lambda x: x <= 4)
-  assert (found.best, found.edge, max(order)) == (4.0, '', 4.0)
-
-
-def test_a_search_leaves_what_diverges():
-  for bad in (math.inf, math.nan):
-    found, order = _search(lambda x, b=bad: b if x > 0.3 else 1 / x, 8.0)
-    assert (found.best, found.edge) == (0.25, '')
-    assert order == [8, 4, 2, 1, 0.5, 0.25, 0.125]
-    assert found.losses[8.0] == math.inf
+from tests import helpers, tools
 
 
 def _row(name, losses, tokens=1000, **searches):
   curve = Series(np.array([0, 10]), np.array([5.0, 3.0]))
-  tuned = trials.Tuned(
+  tuned = tuning.Tuned(
     {k: x.best for k, x in searches.items()},
     searches,
     sum(len(x.losses) for x in searches.values()),
@@ -201,40 +161,93 @@ def test_the_command(tmp_path):
   assert f'{meta.parent} was trained with other code' in failed.stderr
 
 
-def test_a_float_below_one_is_searched_by_its_distance_from_one(monkeypatch):
-  method = trials.Method('m', {}, {'optimizer.b1': '0.9'})
-  seen = []
-
-  class Trials:
-    def loss(self, method, fields, seed):
-      seen.append(fields['optimizer.b1'])
-      return abs(math.log(1 - fields['optimizer.b1']) - math.log(0.025))
-
-  monkeypatch.setattr(trials.Method, 'config', lambda self: helpers.config())
-  found = trials.tune(Trials(), method, ['b1'], seeds=[0], factor=2.0, most=9)
-  assert found.fields['optimizer.b1'] == pytest.approx(0.975)
-  steps = np.diff(np.log1p(-np.sort(seen)))
-  np.testing.assert_allclose(steps, -math.log(2), rtol=1e-6)
-  assert found.searches['optimizer.b1'].edge == ''
+_SHORT = [
+  '--config=configs/debug.py:schedule=linear', '--config.num_steps=4',
+  '--config.eval.every_steps=4', '--seeds=1', '--most=3', '--factor=8',
+]  # fmt: skip
 
 
-def test_knobs_are_tuned_in_turn(monkeypatch):
-  """The second knob at the best of the first, which some methods lack."""
-  best = {'learning_rate': 3e-3 * 4, 'optimizer.weight_decay': 0.1 / 2}
-  seen = []
+def _compare(monkeypatch, *arguments):
+  return tools.call(monkeypatch, 'compare', *_SHORT, *arguments)
 
-  class Trials:
-    def loss(self, method, fields, seed):
-      seen.append(dict(fields))
-      return sum((math.log(fields[k]) - math.log(v)) ** 2
-                 for k, v in best.items())  # fmt: skip
 
-  monkeypatch.setattr(trials.Method, 'config', lambda self: helpers.config())
-  found = trials.tune(
-    Trials(), trials.Method('m', {}, {}),
-    ['learning_rate', 'weight_decay', 'momentum'],
-    seeds=[0, 1], factor=2.0, most=9,
-  )  # fmt: skip
-  assert found.fields == pytest.approx(best)
-  rates = [f['learning_rate'] for f in seen]
-  assert len(list(itertools.groupby(rates[10:]))) == 1
+@pytest.mark.parametrize(
+  ('arguments', 'sentence'),
+  [
+    (['--method=adamw,optimizer.decay=nonsense'], 'nonsense'),
+    (['--method=adamw,model.num_heads=3'], 'num_kv_heads=2 must divide'),
+    (['--method=adamw,optimizer.b1=1.5'], 'optimizer.b1=1.5 must be'),
+    (
+      ['--method=adamw,optimizer.weight_decay=0', '--tune=weight_decay'],
+      'which no factor changes',
+    ),
+    ([f'--method=adamw,data.train={"x" * 300}'], 'legal: at most 200'),
+    (['--config.seed=4294967290'], 'leaves no seeds for the final runs'),
+    (['--config.branch=runs/x'], "branch='runs/x' must name the step"),
+  ],
+)
+def test_mistakes_come_before_any_training(
+  arguments, sentence, tmp_path, monkeypatch, capsys
+):
+  words = [f'--workdir={tmp_path}/a', '--method=sgdw', *arguments]
+  assert _compare(monkeypatch, *words) == 2
+  output = capsys.readouterr()
+  assert sentence in output.err and output.err.count('error: ') == 1
+  assert not list(tmp_path.rglob('config.json'))
+
+
+def test_outputs_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+  (tmp_path / 'file').write_text('')
+  (tmp_path / 'a' / 'compare.md').mkdir(parents=True)
+  for place, sentence in (('file', 'cannot be used'), ('a', 'is a directory')):
+    words = ['--method=adamw', f'--workdir={tmp_path}/{place}']
+    assert _compare(monkeypatch, *words) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_search_leaves_out_what_the_optimizer_refuses(tmp_path, monkeypatch):
+  """Above b2, Lion-K has no b1."""
+  words = ['--method=lion_k,optimizer.b1=0.97', '--tune=b1']
+  assert not _compare(monkeypatch, f'--workdir={tmp_path}', *words)
+  (row,) = json.loads((tmp_path / 'compare.json').read_text())['methods']
+  tried = [value for value, _ in row['searches']['optimizer.b1']]
+  assert len(tried) == 2 and max(tried) == pytest.approx(0.97)
+
+
+def test_again_with_sorted_data_and_with_another_table(
+  tmp_path, monkeypatch, capsys
+):
+  """The order of the data depends on the seed; a table on its file."""
+  table = tmp_path / 'table.json'
+  table.write_text('[1, 1, 1, 1]')
+  words = [
+    f'--workdir={tmp_path}/a', '--tune=', '--seeds=2',
+    f'--method=schedule=table,schedule.path={table}',
+    '--config.data.order=ascend', '--config.data.score=compressibility',
+    '--config.data.order_end=4',
+  ]  # fmt: skip
+  for _ in range(2):
+    assert not _compare(monkeypatch, *words)
+  assert '2 of 2 runs had been trained before' in capsys.readouterr().out
+  table.write_text('[1, 0, 0, 0]')
+  assert _compare(monkeypatch, *words) == 2
+  assert 'other code or tables of adamw or table' in capsys.readouterr().err
+
+
+def test_a_signal_at_the_end_of_a_run_stops_the_comparison(
+  tmp_path, monkeypatch, capsys
+):
+  finish = card.Card.finish
+
+  def signalled(self, status, step):
+    finish(self, status, step)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(card.Card, 'finish', signalled)
+  words = [f'--workdir={tmp_path}/a', '--method=adamw', '--tune=', '--seeds=2']
+  assert _compare(monkeypatch, *words) == 143
+  assert 'run the same command to continue' in capsys.readouterr().out
+  assert len(list(tmp_path.rglob('config.json'))) == 1
+  monkeypatch.setattr(card.Card, 'finish', finish)
+  assert not _compare(monkeypatch, *words)
+  assert '1 of 2 runs had been trained before' in capsys.readouterr().out

@@ -73,3 +73,31 @@ def test_the_key_of_a_seed_is_that_of_jax(seed):
   data = jax.jit(lambda s: jax.random.key_data(jax.random.key(s)))
   want = jax.random.key_data(jax.random.key(seed))
   np.testing.assert_array_equal(data(np.uint32(seed)), want)
+
+
+def test_what_a_file_held_is_not_shared(tmp_path):
+  """A table and validation text that change between two runs."""
+  table, text = tmp_path / 'table.json', tmp_path / 'eval.txt'
+  earlier, losses, rates = {}, [], []
+  for i, content in enumerate(('[1, 1]', '[0, 0]')):
+    table.write_text(content)
+    text.write_text(f'{i} is what it says. ' * 100)
+    config = helpers.config(
+      'schedule=table', num_steps=2, schedule__path=str(table),
+      data__source='text', data__train=str(helpers.ROOT / 'lm/*.py'),
+      data__eval=str(text), eval__num_sequences=8,
+    )  # fmt: skip
+    for name, known in (('shared', earlier), ('alone', {})):
+      loop.train(config, tmp_path / f'{name}{i}', known)
+    shared, alone = (tmp_path / f'{x}{i}' for x in ('shared', 'alone'))
+    helpers.assert_same_run(shared, alone)
+    losses.append(helpers.lines(shared)[0]['eval/loss'])
+    rates.append(helpers.lines(shared)[0]['optim/lr'])
+  assert losses[0] != losses[1]
+  assert rates == pytest.approx([config.learning_rate, 0])
+  # The same table, so the same programs, but for the other text.
+  table.write_text('[1, 1]')
+  for name, known in (('shared', earlier), ('alone', {})):
+    loop.train(config, tmp_path / name, known)
+  helpers.assert_same_run(tmp_path / 'shared', tmp_path / 'alone')
+  assert len(earlier) == 2

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.parts import comparison, trials
+from launch.parts import comparison, tuning
 from lm.foreign_logs import Series
 from lm.run import Run
 
@@ -22,14 +22,14 @@ class Row:
   """
 
   name: str
-  tuned: trials.Tuned
+  tuned: tuning.Tuned
   losses: np.ndarray
   curves: list[Series]
   tokens: int
 
 
 def row(
-  name: str, tuned: trials.Tuned, losses: Sequence[float], runs: list[Run]
+  name: str, tuned: tuning.Tuned, losses: Sequence[float], runs: list[Run]
 ) -> Row:
   """Reads what a table and a picture need from the runs of a method."""
   config, metrics = runs[0].config, [run.metrics for run in runs]
@@ -60,7 +60,7 @@ def _value(tuned, field):
   if field not in tuned.fields:
     return '-'
   edge = tuned.searches[field].edge
-  return f'{tuned.fields[field]:.3g}{" or " + edge if edge else ""}'
+  return f'{tuned.fields[field]:.6g}{" or " + edge if edge else ""}'
 
 
 def _mean(losses):
@@ -92,6 +92,8 @@ def legend(rows: Sequence[Row]) -> str:
     'tried: settings of the search; "or lower", "or higher": it had to stop '
     'there (--most).',
   ]
+  if not np.isfinite(first.losses).all():
+    lines.append(f'{first.name} diverged: there are no differences to it.')
   for r in rows:
     if r.tokens != first.tokens:
       lines.append(

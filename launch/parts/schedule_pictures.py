@@ -147,7 +147,8 @@ def ranking(rows: Sequence) -> figure.Figure:
   for r, line in zip(rows, style, strict=True):
     if r.curves and len({c.step.size for c in r.curves}) == 1:
       step, values = r.curves[0].step, np.array([c.value for c in r.curves])
-      right.plot(step, values.mean(0), label=r.name, **line)
+      name = r.name if len(r.name) < 40 else f'{r.name[:37]}...'
+      right.plot(step, values.mean(0), label=name, **line)
       band = values.min(0), values.max(0)
       right.fill_between(step, *band, color=line['color'], alpha=0.2)
       drawn += [*values[:, step > step[-1] / 10].ravel()]

@@ -2,22 +2,21 @@
 
 import contextlib
 import io
-import math
 import pathlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from launch import cli
-from launch.parts import tuning
-from lm import card, data, follow, log, loop, spec
-from lm.errors import UserError, did_you_mean
+from lm import card, data, log, loop
+from lm.errors import UserError
 from lm.run import Run
 
 _MAY_CHANGE = 'mesh.', 'checkpoint.keep_', 'log_every_steps'
+_LONGEST = 200  # name of a directory
 
 
 class Method(NamedTuple):
@@ -30,17 +29,6 @@ class Method(NamedTuple):
   def config(self, **fields: Any) -> ConfigDict:
     """Returns the config of this method, with more fields of the config."""
     return cli.other_config(self.choices, {**self.fields, **fields})
-
-
-class Tuned(NamedTuple):
-  """The fields that were tuned, and how: {field: what was found}.
-
-  count: different settings that were trained.
-  """
-
-  fields: dict[str, float]
-  searches: dict[str, tuning.Found]
-  count: int
 
 
 def parse(text: str) -> Method:
@@ -82,16 +70,36 @@ class Trials:
 
   Args:
     workdir: the directory.
+    stop: whether to stop after a run.
     losses: {run: final validation loss} of all that were asked for.
     reused: how many of them had been trained before.
   """
 
-  def __init__(self, workdir: str | pathlib.Path) -> None:
-    self.workdir = pathlib.Path(workdir)
+  def __init__(
+    self,
+    workdir: str | pathlib.Path,
+    stop: Callable[[], bool] = lambda: False,
+  ) -> None:
+    self.workdir, self.stop = pathlib.Path(workdir), stop
     self.losses: dict[pathlib.Path, float] = {}
     self.reused = 0
     self._earlier: dict[str, loop.Built] = {}
     self._data: dict[tuple[Any, ...], str] = {}
+
+  def check(self, method: Method) -> None:
+    """Refuses, before any training, what could not be trained."""
+    config = method.config()
+    if config.branch and '@' not in config.branch:
+      raise UserError(
+        f"branch='{config.branch}' must name the step, as RUN@1000, so that "
+        'all runs begin alike.'
+      )
+    if len(folder(method)) > _LONGEST:
+      raise UserError(
+        f'--method={method.name:.40}... has {len(folder(method))} characters; '
+        f'legal: at most {_LONGEST}, as it names a directory.'
+      )
+    loop.build(config)
 
   def path(
     self, method: Method, fields: Mapping[str, float], seed: int
@@ -119,8 +127,9 @@ class Trials:
       self.reused += path not in self.losses
     else:
       status = self._train(config, path)
-    if status == 'preempted':
+    if status == 'preempted' or self.stop():
       raise Preempted
+    self._check_data(path, config)
     loss = float('inf')
     if status == 'done':
       loss = float(Run(path).metrics['eval/loss'].value[-1])
@@ -144,9 +153,9 @@ class Trials:
     """Returns 'done' or 'diverged' of a run that needs no more training.
 
     Raises:
-      UserError: another run, or other data, which would be no comparison.
+      UserError: another run, which would be no comparison.
     """
-    if not (path / 'config.json').is_file():
+    if not (path / 'meta.json').is_file():
       return ''
     changed = card.diff(log.read_config(path), card.as_dict(config))
     for field, (old, new) in changed.items():
@@ -158,103 +167,21 @@ class Trials:
     meta = log.read_meta(path)
     if meta.get('code') != card.code(config):
       raise UserError(
-        f'{path} was trained with other code of {config.optimizer.name} or '
-        f'{config.schedule.name}; remove it, or use a new --workdir.'
+        f'{path} was trained with other code or tables of '
+        f'{config.optimizer.name} or {config.schedule.name}; remove it, or use '
+        'a new --workdir.'
       )
-    if meta['status'] not in ('done', 'diverged'):
-      return ''
-    key = config.data.to_json(), config.seq_len, config.model.vocab_size
+    return meta['status'] if meta['status'] in ('done', 'diverged') else ''
+
+  def _check_data(self, path, config):
+    """Refuses a run of other data, which would be no comparison."""
+    key = tuple(config[k] for k in ('seed', 'seq_len', 'batch_size'))
+    key += config.data.to_json(), config.model.vocab_size
     if key not in self._data:
       self._data[key] = data.build(config).fingerprint
-    if meta.get('data_fingerprint') != self._data[key]:
+    if log.read_meta(path).get('data_fingerprint') != self._data[key]:
       raise UserError(f'{path} was trained on other data; use a new --workdir.')
-    return meta['status']
 
 
 class Preempted(Exception):
   """The process was told to stop; the same command goes on."""
-
-
-def fields_of(method: Method, knobs: list[str]) -> dict[str, float]:
-  """Returns {field: value} where the search of each knob begins.
-
-  Args:
-    method: what is tuned.
-    knobs: 'learning_rate' or floats of its optimizer; those it has not are left
-      out.
-
-  Raises:
-    UserError: a knob whose value is zero, which no factor changes.
-  """
-  config, found = method.config(), {}
-  known = spec.floats('optimizers', config.optimizer)
-  for knob in knobs:
-    if knob != 'learning_rate' and knob not in known:
-      continue
-    field = knob if knob == 'learning_rate' else f'optimizer.{knob}'
-    value = config.learning_rate if knob == 'learning_rate' else known[knob]
-    if _away(knob, value) <= 0:
-      raise UserError(
-        f'--tune={knob}: {method.name} has {field}={value:g}, which no factor '
-        'changes; give it a value to start from.'
-      )
-    found[field] = value
-  return found
-
-
-def check_knobs(methods: list[Method], knobs: list[str]) -> None:
-  """Refuses a knob that is repeated, or that no method has."""
-  legal = {'learning_rate'}
-  for method in methods:
-    legal |= {*spec.floats('optimizers', method.config().optimizer)}
-  for knob in knobs:
-    if knob not in legal or knobs.count(knob) > 1:
-      raise UserError(
-        f"--tune: '{knob}' is repeated or no float of these optimizers."
-        + did_you_mean(knob, legal)
-      )
-
-
-def tune(
-  trials: Trials,
-  method: Method,
-  knobs: list[str],
-  *,
-  seeds: Sequence[int],
-  factor: float,
-  most: int,
-) -> Tuned:
-  """Searches one knob after the other, each at the best of those before.
-
-  A loss is the mean over the seeds. A float between 0 and 1, as b1, is searched
-  by its distance from 1.
-  """
-  fields, searches, settings = fields_of(method, knobs), {}, set()
-  for field, start in fields.items():
-    knob = field.rpartition('.')[2]
-    least, largest = follow.legal(knob)
-
-    def measure(x, field=field, knob=knob):
-      at = {**fields, field: _away(knob, x)}
-      settings.add(tuple(at.values()))
-      return sum(trials.loss(method, at, s) for s in seeds) / len(seeds)
-
-    found = tuning.search(
-      measure,
-      _away(knob, start),
-      factor=factor,
-      most=most,
-      legal=lambda x, k=knob, a=least, b=largest: a <= _away(k, x) <= b,
-    )
-    losses = {_away(knob, x): loss for x, loss in found.losses.items()}
-    fields[field] = _away(knob, found.best)
-    edge = found.edge
-    if edge and _away(knob, 0.0):  # what is lower from 1 is higher
-      edge = {'lower': 'higher', 'higher': 'lower'}[edge]
-    searches[field] = tuning.Found(losses, fields[field], edge)
-  return Tuned(fields, searches, len(settings))
-
-
-def _away(knob, value):
-  """Returns 1 - value of what lies between 0 and 1; its own inverse."""
-  return 1 - value if math.isclose(follow.legal(knob)[1], 1.0) else value

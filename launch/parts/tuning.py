@@ -1,8 +1,12 @@
-"""Search for a value by training (not a command)."""
+"""Search for the best values by training (not a command)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from launch.parts.trials import Method, Trials
+from lm import follow, spec
+from lm.errors import UserError, did_you_mean
 
 
 class Found(NamedTuple):
@@ -15,6 +19,17 @@ class Found(NamedTuple):
   losses: dict[float, float]
   best: float
   edge: str
+
+
+class Tuned(NamedTuple):
+  """The fields that were tuned, and how: {field: what was found}.
+
+  count: different settings that were trained.
+  """
+
+  fields: dict[str, float]
+  searches: dict[str, Found]
+  count: int
 
 
 def search(
@@ -53,3 +68,103 @@ def search(
     following = missing(best)
   edge = ('lower' if following[0] < best else 'higher') if following else ''
   return Found({value(k): x for k, x in losses.items()}, value(best), edge)
+
+
+def fields_of(method: Method, knobs: Sequence[str]) -> dict[str, float]:
+  """Returns {field: value} where the search of each knob begins.
+
+  Args:
+    method: what is tuned.
+    knobs: 'learning_rate' or floats of its optimizer; those it has not are left
+      out.
+
+  Raises:
+    UserError: a knob whose value is zero, which no factor changes.
+  """
+  config, found = method.config(), {}
+  known = spec.floats('optimizers', config.optimizer)
+  for knob in knobs:
+    if knob != 'learning_rate' and knob not in known:
+      continue
+    field = knob if knob == 'learning_rate' else f'optimizer.{knob}'
+    value = config.learning_rate if knob == 'learning_rate' else known[knob]
+    if _away(field, value) <= 0:
+      raise UserError(
+        f'--tune={knob}: {method.name} has {field}={value:g}, which no factor '
+        'changes; give it a value to start from.'
+      )
+    found[field] = value
+  return found
+
+
+def check_knobs(methods: Sequence[Method], knobs: Sequence[str]) -> None:
+  """Refuses a knob that is repeated, or that no method has."""
+  legal = {'learning_rate'}
+  for method in methods:
+    legal |= {*spec.floats('optimizers', method.config().optimizer)}
+  for knob in knobs:
+    if knob not in legal or knobs.count(knob) > 1:
+      raise UserError(
+        f"--tune: '{knob}' is repeated or no float of these optimizers."
+        + did_you_mean(knob, legal)
+      )
+
+
+def tune(
+  trials: Trials,
+  method: Method,
+  knobs: Sequence[str],
+  *,
+  seeds: Sequence[int],
+  factor: float,
+  most: int,
+) -> Tuned:
+  """Searches one knob after the other, each at the best of those before.
+
+  A loss is the mean over the seeds. A float between 0 and 1, as b1, is searched
+  by its distance from 1.
+  """
+  fields, searches, settings = fields_of(method, knobs), {}, set()
+  for field, start in fields.items():
+
+    def measure(x, field=field):
+      at = {**fields, field: _away(field, x)}
+      settings.add(tuple(at.values()))
+      return sum(trials.loss(method, at, s) for s in seeds) / len(seeds)
+
+    found = search(
+      measure,
+      _away(field, start),
+      factor=factor,
+      most=most,
+      legal=lambda x, field=field: _accepted(
+        method, {**fields, field: _away(field, x)}
+      ),
+    )
+    losses = {_away(field, x): loss for x, loss in found.losses.items()}
+    fields[field] = _away(field, found.best)
+    edge = found.edge
+    if edge and _away(field, 0.0):  # what is lower from 1 is higher
+      edge = {'lower': 'higher', 'higher': 'lower'}[edge]
+    searches[field] = Found(losses, fields[field], edge)
+  return Tuned(fields, searches, len(settings))
+
+
+def _accepted(method, fields) -> bool:
+  """Whether the optimizer takes these values."""
+  config = method.config(**fields)
+  for field, value in fields.items():
+    least, largest = follow.legal(field.rpartition('.')[2])
+    if not least <= value <= largest:
+      return False
+  try:
+    spec.build('optimizers', config.optimizer, config.learning_rate)
+  except UserError:
+    return False
+  return True
+
+
+def _away(field, value):
+  """Returns 1 - value of what lies between 0 and 1; its own inverse."""
+  largest = follow.legal(field.rpartition('.')[2])[1]
+  return 1 - value if math.isclose(largest, 1.0) else value
