@@ -102,7 +102,7 @@ def test_methods(text, choices, fields, monkeypatch):
   assert pathlib.Path(trials.folder(method)).name == trials.folder(method)
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, monkeypatch, capsys):
   """As a user: two methods; again, with one more; every mistake a sentence."""
   words = [
     'launch.compare', '--config=configs/debug.py', f'--workdir={tmp_path}/a',
@@ -145,20 +145,19 @@ def test_the_command(tmp_path):
     ('--tune=learning_rate,learning_rate', 'is repeated or no float'),
     ('--factor=1', '--factor=1.0 must be'),
   ):
-    failed = helpers.command(*words, extra, check=False)
-    assert failed.returncode == 2, extra
-    assert sentence in failed.stderr and 'Traceback' not in failed.stderr
-    assert failed.stderr.count('error: ') == 1
+    assert tools.call(monkeypatch, 'compare', *words[1:], extra) == 2, extra
+    output = capsys.readouterr()
+    assert sentence in output.err and output.err.count('error: ') == 1
   meta = next((tmp_path / 'a' / 'adamw').glob('*seed100')) / 'meta.json'
   old = json.loads(meta.read_text())
   meta.write_text(json.dumps({**old, 'data_fingerprint': 'other'}))
-  failed = helpers.command(*words, check=False)
-  assert failed.returncode == 2
-  assert f'{meta.parent} was trained on other data' in failed.stderr
+  assert tools.call(monkeypatch, 'compare', *words[1:]) == 2
+  output = capsys.readouterr()
+  assert f'{meta.parent} was trained on other data' in output.err
   meta.write_text(json.dumps({**old, 'code': 'other'}))
-  failed = helpers.command(*words, check=False)
-  assert failed.returncode == 2
-  assert f'{meta.parent} was trained with other code' in failed.stderr
+  assert tools.call(monkeypatch, 'compare', *words[1:]) == 2
+  output = capsys.readouterr()
+  assert f'{meta.parent} was trained with other code' in output.err
 
 
 _SHORT = [

@@ -70,14 +70,14 @@ def test_the_schedule_tools(tmp_path, monkeypatch, capsys):
 
 
 def test_the_comparison(tmp_path, monkeypatch, capsys):
-  """The command, with a fiftieth of the steps and two seeds."""
+  """The command, with ten steps of a smaller model and two seeds."""
   (tmp_path / 'configs').symlink_to(ROOT / 'configs')
   monkeypatch.chdir(tmp_path)
   (block,) = re.findall(r'```bash\n(.*?)```', README, re.S)
   python, m, command, *arguments = shlex.split(block)
   assert (python, m, command) == ('python', '-m', 'launch.compare')
-  short = ['--config.num_steps=10', '--config.eval.num_sequences=32']
-  short += ['--seeds=2', '--most=3']
+  short = ['--config=configs/compare.py:size=debug', '--config.num_steps=10']
+  short += ['--config.eval.num_sequences=32', '--seeds=2', '--most=3']
   assert not tools.call(monkeypatch, 'compare', *arguments, *short)
   text = (tmp_path / 'runs' / 'compare' / 'compare.md').read_text()
   names = [x.removeprefix('--method=') for x in arguments if 'method' in x]
