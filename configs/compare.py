@@ -3,8 +3,8 @@ r"""A trial of a method in 20 seconds, for launch.compare.
   python -m launch.compare --workdir=runs/compare --method=adamw --method=muon
 
 2M bytes of the Python standard library's source code, a linear decay to zero.
-After half of the steps the seeds of AdamW differ by 0.1 nats: in some the loss
-has not yet left a plateau. Only the last checkpoint is kept, and no means.
+With half of the steps some seeds end on a plateau (benchmarks/RESULTS.md). Only
+the last checkpoint is kept, and no means.
 """
 
 from ml_collections import ConfigDict

@@ -175,8 +175,9 @@ class Trials:
 
   def _check_data(self, path, config):
     """Refuses a run of other data, which would be no comparison."""
-    key = tuple(config[k] for k in ('seed', 'seq_len', 'batch_size'))
-    key += config.data.to_json(), config.model.vocab_size
+    key = config.data.to_json(), config.seq_len, config.model.vocab_size
+    if config.data.order:  # its hash covers the order
+      key += config.seed, config.batch_size
     if key not in self._data:
       self._data[key] = data.build(config).fingerprint
     if log.read_meta(path).get('data_fingerprint') != self._data[key]:
