@@ -95,6 +95,43 @@ def test_the_gram_form_is_the_same_map(name):
   np.testing.assert_allclose(got, _oracle(x, name), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize('form', newton_schulz.FORMS)
+@pytest.mark.parametrize('n', [256, 512])
+def test_symmetric_products_in_blocks_are_the_same_map(form, n, monkeypatch):
+  """From 256 rows on; their flops are 3/4 but for the products with X."""
+  rng = np.random.default_rng(0)
+  u, _, v = np.linalg.svd(rng.standard_normal((1, 256, n)), full_matrices=False)
+  x = (u * np.geomspace(1, 0.1, 256)) @ v
+  expected = _oracle(x, 'you')
+  with jax.enable_x64(True):
+    got = _run(x, 'you', form=form)
+  np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10)
+  x = x.astype(np.float32)
+  got, flops = _run(x, 'you', form=form), _flops(x, form)
+  np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+  gram = form == 'gram' and n > 256
+  symmetric = n + 17 * 256 if gram else 5 * (n + 256)
+  least = 1.5 * symmetric + 2 * (n if gram else 5 * n)
+  assert flops == pytest.approx(256**2 * least, rel=0.02)
+  monkeypatch.setattr(newton_schulz, '_blocks', lambda x: [x])
+  np.testing.assert_allclose(_run(x, 'you', form=form), got, rtol=0, atol=1e-5)
+  assert flops < 0.9 * _flops(x, form)
+
+
+def _flops(x, form):
+  f = lambda x: newton_schulz.orthogonalize(
+    x, coefficients='you', steps=5, dtype='float32', form=form
+  )
+  return jax.jit(f).lower(x).cost_analysis()['flops']
+
+
+def test_an_odd_number_of_rows_is_one_block():
+  x = np.random.default_rng(0).standard_normal((1, 257, 300))
+  with jax.enable_x64(True):
+    got = _run(x, 'keller')
+  np.testing.assert_allclose(got, _oracle(x, 'keller'), rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize('name', GOLDEN)
 def test_golden_map_of_singular_values(name):
   """Each sigma is the first singular value of a diagonal matrix of norm 1."""

@@ -7,6 +7,7 @@ U diag(s) V^T becomes U diag(p(s)) V^T with p(s) = a s + b s^3 + c s^5, applied
 
 import functools
 import itertools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -117,7 +118,8 @@ def orthogonalize(
 
   def one(x):  # (..., M, N)
     norm = jnp.linalg.norm(x, axis=(-2, -1), keepdims=True)
-    return iterate(x / (preset.safety * norm + preset.eps), rows, product)
+    xs = _blocks(x / (preset.safety * norm + preset.eps))
+    return jnp.concatenate(iterate(xs, rows, product), axis=-2)
 
   # On 2 CPU cores one product after the other ran at 194 GFLOP/s and batched
   # products at 137 (24 matrices of 384 x 384); accelerators want the batch.
@@ -126,29 +128,83 @@ def orthogonalize(
   return one(x_BMN)
 
 
-def _direct(x, rows, product):
-  """steps (4 M^2 N + 2 M^3) flops."""
+def _direct(xs, rows, product):
+  """steps (4 M^2 N + 2 M^3) flops; in two blocks 3 M^2 N + 3/2 M^3."""
   for a, b, c in rows:
-    gram = product(x, jnp.swapaxes(x, -1, -2))
-    x = a * x + product(b * gram + c * product(gram, gram), x)
-  return x
+    p = _polynomial(_gram_of(xs, product), 0.0, b, c, product)
+    xs = [a * x + y for x, y in zip(xs, _applied(p, xs, product), strict=True)]
+  return xs
 
 
-def _gram(x, rows, product):
+def _gram(xs, rows, product):
   """4 M^2 N + (8 steps - 6) M^3 flops: X is read at the ends only.
 
   With P = a I + b A + c A^2, X <- P X makes A <- P A P, all of them symmetric
   and commuting; the P of all steps are multiplied first.
   """
-  gram = product(x, jnp.swapaxes(x, -1, -2))
+  gram = _gram_of(xs, product)
   total = None
-  for i, (a, b, c) in enumerate(rows):
-    p = a * jnp.eye(gram.shape[-1], dtype=x.dtype)
-    p = p + b * gram + c * product(gram, gram)
-    total = p if total is None else product(p, total)
+  for i, row in enumerate(rows):
+    p = _polynomial(gram, *row, product)
+    total = p if total is None else _times(p, total, product)
     if i + 1 < len(rows):
-      gram = product(product(p, gram), p)
-  return product(total, x)
+      gram = _times(_times(p, gram, product), p, product)
+  return _applied(total, xs, product)
+
+
+# Below, X is a list of blocks of rows, and a symmetric matrix the rows of its
+# blocks at and left of the diagonal: what lies right of it is not computed.
+
+
+def _blocks(x):
+  """X in two blocks where their products run as fast as whole ones: a CPU.
+
+  On 2 cores, 5 steps: 1.12 times as fast on 768 x 768, 1.03 on 384 x 384.
+  """
+  m = x.shape[-2]
+  two = jax.default_backend() == 'cpu' and m >= 256 and m % 2 == 0
+  return jnp.split(x, 2, axis=-2) if two else [x]
+
+
+def _block(a, i, j):
+  return a[i][j] if i >= j else jnp.swapaxes(a[j][i], -1, -2)
+
+
+def _gram_of(xs, product):
+  return [
+    [product(x, jnp.swapaxes(y, -1, -2)) for y in xs[: i + 1]]
+    for i, x in enumerate(xs)
+  ]
+
+
+def _times(a, b, product):
+  """The product of symmetric matrices that commute, so symmetric as well."""
+
+  def block(i, j):
+    parts = [product(_block(a, i, k), _block(b, k, j)) for k in range(len(a))]
+    return functools.reduce(operator.add, parts)
+
+  return [[block(i, j) for j in range(i + 1)] for i in range(len(a))]
+
+
+def _applied(a, xs, product):
+  """A X, in the blocks of X."""
+
+  def block(i):
+    parts = [product(_block(a, i, k), x) for k, x in enumerate(xs)]
+    return functools.reduce(operator.add, parts)
+
+  return [block(i) for i in range(len(xs))]
+
+
+def _polynomial(a, zeroth, first, second, product):
+  """zeroth I + first A + second A^2."""
+  square = _times(a, a, product)
+  p = jax.tree.map(lambda x, y: first * x + second * y, a, square)
+  if zeroth:
+    for i, row in enumerate(p):
+      row[i] = zeroth * jnp.eye(row[i].shape[-1], dtype=row[i].dtype) + row[i]
+  return p
 
 
 def orthogonalize_tree(updates: PyTree, axes: PyTree, **knobs: Any) -> PyTree:
