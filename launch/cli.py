@@ -12,6 +12,7 @@ import pathlib
 import platform
 import re
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -96,6 +97,24 @@ def load_config(text: str) -> ConfigDict:
     UserError: no such file, what it raises, or a choice that does not exist.
   """
   path, _, arg = _json(text).partition(':')
+  module = load_module(path)
+  if not hasattr(module, 'get_config'):
+    raise UserError(f"'{path}' has no get_config().")
+  with of_code(path):
+    config = module.get_config(arg) if arg else module.get_config()
+  if not isinstance(config, ConfigDict):
+    raise UserError(
+      f"'{path}': get_config() returns no ConfigDict, but {config!r:.40}."
+    )
+  return config
+
+
+def load_module(path: str) -> types.ModuleType:
+  """Runs a config file.
+
+  Raises:
+    UserError: no such file, or what it raises.
+  """
   if not pathlib.Path(path).is_file():
     known = [f'configs/{p.name}' for p in ROOT.glob('configs/*.py')]
     known.remove('configs/__init__.py')
@@ -109,15 +128,7 @@ def load_config(text: str) -> ConfigDict:
   module = importlib.util.module_from_spec(module_spec)
   with of_code(path):
     module_spec.loader.exec_module(module)
-  if not hasattr(module, 'get_config'):
-    raise UserError(f"'{path}' has no get_config().")
-  with of_code(path):
-    config = module.get_config(arg) if arg else module.get_config()
-  if not isinstance(config, ConfigDict):
-    raise UserError(
-      f"'{path}': get_config() returns no ConfigDict, but {config!r:.40}."
-    )
-  return config
+  return module
 
 
 def given_config(changes: Mapping[str, Any]) -> list[str]:
@@ -127,6 +138,13 @@ def given_config(changes: Mapping[str, Any]) -> list[str]:
   file = file.removeprefix(f'{ROOT / "configs" / "resolved.py"}:')
   fields = {**config_flags.get_override_values(flag), **changes}
   return [f'--config={file}', *(f'--config.{k}={v}' for k, v in fields.items())]
+
+
+def given_file() -> tuple[str, str]:
+  """Returns the file of --config and what stands behind its colon."""
+  file = given_config({})[0].removeprefix('--config=')
+  path, arg = re.fullmatch(r'(.*?\.(?:py|json))(?::(.*))?', file).groups()
+  return path, arg or ''
 
 
 def other_config(
@@ -142,10 +160,9 @@ def other_config(
     UserError: a choice or field that does not exist.
     flags.Error: a value of another type.
   """
-  first, *overrides = given_config(fields)
-  file = first.removeprefix('--config=')
-  path, arg = re.fullmatch(r'(.*?\.(?:py|json))(?::(.*))?', file).groups()
-  given = dict(x.split('=', 1) for x in filter(None, (arg or '').split(',')))
+  path, arg = given_file()
+  _, *overrides = given_config(fields)
+  given = dict(x.split('=', 1) for x in filter(None, arg.split(',')))
   arg = ','.join(f'{k}={v}' for k, v in {**given, **choices}.items())
   argv = ['', f'--config={_json(f"{path}:{arg}" if arg else path)}', *overrides]
   _check_overrides(argv)

@@ -17,7 +17,6 @@ Writes WORKDIR/compare.{md,json,png}. For one machine, with all its devices.
 """
 
 import json
-import pathlib
 import shlex
 import sys
 
@@ -78,13 +77,13 @@ def main() -> int:
       f'--config.seed={seed} leaves no seeds for the final runs: at most '
       f'{2**32 - 100 - _SEEDS.value}.'
     )
-  out = _out(pathlib.Path(_WORKDIR.value))
+  out = show.results_path(_WORKDIR.value, 'compare.md', '.json', '.png')
   rows = []
   with preemption.Preemption() as stopped:
     done = trials.Trials(_WORKDIR.value, lambda: stopped.reached(0))
     for method in methods:
       tuning.fields_of(method, knobs)
-      done.check(method)
+      done.check(method.config())
     try:
       for method in methods:
         tuned = tuning.tune(
@@ -109,21 +108,6 @@ def main() -> int:
   print(f'wrote {out}, and .json and .png beside it')
   print(f'Next: tensorboard --logdir={shlex.quote(_WORKDIR.value)}')
   return 0
-
-
-def _out(workdir: pathlib.Path) -> pathlib.Path:
-  """Returns where the table goes; refuses what cannot be written."""
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    raise UserError(
-      f"--workdir='{workdir}' cannot be used: {e.strerror}."
-    ) from e
-  out = workdir / 'compare.md'
-  for path in (out, out.with_suffix('.json'), out.with_suffix('.png')):
-    if path.is_dir():
-      raise UserError(f"'{path}' is a directory; use another --workdir.")
-  return out
 
 
 if __name__ == '__main__':

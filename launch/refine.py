@@ -77,16 +77,18 @@ def main() -> None:
       f'{_SEEDS.value} seeds'
     )
     return
-  config, script = refinement.write_experiment(
+  config = refinement.write_experiment(
     out, _RUN.value, result.multiplier.size, _SEEDS.value
   )
   print(
-    f'wrote {config} and {script}: both schedules at 5 peak learning rates '
-    f'and {_SEEDS.value} seeds'
+    f'wrote {config}: both schedules at 5 peak learning rates and '
+    f'{_SEEDS.value} seeds'
   )
-  words = [f'--config={config}:schedule=refined']
-  words += [f'--workdir={_RUN.value.rstrip("/")}-refined']
-  print(f'Next: python -m launch.train {shlex.join(words)}')
+  run = _RUN.value.rstrip('/')
+  train = [f'--config={config}:schedule=refined', f'--workdir={run}-refined']
+  print(f'Next: python -m launch.train {shlex.join(train)}')
+  sweep = [f'--config={config}', f'--workdir={run}-refute']
+  print(f'  or: python -m launch.sweep {shlex.join(sweep)}')
 
 
 def _default(found):

@@ -73,7 +73,7 @@ def test_the_comparison(tmp_path, monkeypatch, capsys):
   """The command, with ten steps of a smaller model and two seeds."""
   (tmp_path / 'configs').symlink_to(ROOT / 'configs')
   monkeypatch.chdir(tmp_path)
-  (block,) = re.findall(r'```bash\n(.*?)```', README, re.S)
+  block, sweep = re.findall(r'```bash\n(.*?)```', README, re.S)
   python, m, command, *arguments = shlex.split(block)
   assert (python, m, command) == ('python', '-m', 'launch.compare')
   short = ['--config=configs/compare.py:size=debug', '--config.num_steps=10']
@@ -84,6 +84,12 @@ def test_the_comparison(tmp_path, monkeypatch, capsys):
   rows = re.findall(r'^\| ([\w.,=]+) \|', _block('compare table'), re.M)
   assert rows == ['method', *names]
   assert all(f'| {name} |' in text for name in names)
+  python, m, command, *arguments = shlex.split(sweep)
+  assert (python, m, command) == ('python', '-m', 'launch.sweep')
+  short[0] = '--config=configs/sweep.py:size=debug'
+  assert not tools.call(monkeypatch, 'sweep', *arguments, *short[:3])
+  runs = json.loads((tmp_path / 'runs' / 'sweep' / 'sweep.json').read_text())
+  assert len(runs['runs']) == 2 * 5
 
 
 def _notebook_snippet(folder):

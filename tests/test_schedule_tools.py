@@ -155,9 +155,9 @@ def test_refine_writes_what_can_refute_it(tool, run, capsys):
   names = [c.pop('schedule')['name'] for c in (linear, refined)]
   assert names == ['linear', 'table'] and linear == refined
   assert linear['num_steps'] == 48
-  commands = (folder / 'refute.sh').read_text().splitlines()[2:]
-  assert len(commands) == 2 * 5 * 2 + 1
-  rates = {x.split('--config.learning_rate=')[1] for x in commands[:-1]}
+  settings = cli.load_module(f'{folder}/refute.py').sweep().values()
+  assert len(settings) == 2 * 5 * 2
+  rates = {(x['learning_rate'], x['seed']) for x in settings}
   assert len(rates) == 10  # 5 rates with 2 seeds, shared by both schedules
   # Norms of a run with a refined schedule are a second iteration.
   second = pathlib.Path('second')

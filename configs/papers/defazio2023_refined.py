@@ -6,7 +6,8 @@ gradient norms of a run ask for trains better than a linear decay.
   python -m launch.train --config=configs/debug.py:schedule=linear \
       --workdir=runs/a
   python -m launch.refine --run=runs/a
-  sh runs/a/schedules/refute.sh
+  python -m launch.sweep --config=runs/a/schedules/refute.py \
+      --workdir=runs/a-refute
 
 Both schedules get the same learning rates (1/2 to 8 times that of the run: a
 refined schedule has less area, so that its best peak is higher), steps and
@@ -19,7 +20,7 @@ seeds, best validation loss over the five rates: linear 2.322 (2.319, 2.325) at
 spread of the seeds; at the same rate of 3e-3 it won clearly (2.322 to 2.479).
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -28,14 +29,6 @@ from lm import spec
 from lm.errors import UserError, did_you_mean
 
 FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)  # of the run's learning rate
-
-
-class Setting(NamedTuple):
-  """One run of a sweep: name, what stands behind the colon, and fields."""
-
-  name: str
-  arg: str
-  fields: dict[str, Any]
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -58,16 +51,16 @@ def get_config(arg: str = '') -> ConfigDict:
   return c
 
 
-def sweep(run: str = '', num_seeds: int = 3) -> list[Setting]:
+def sweep(arg: str = '', num_seeds: int = 3) -> dict[str, dict[str, Any]]:
   """Returns all runs; both schedules have equal numbers of them."""
-  peak = get_config(f'run={run}').learning_rate
-  return [
-    Setting(
-      f'{schedule}-lr{peak * factor:.3g}-seed{seed}',
-      f'schedule={schedule}',
-      {'learning_rate': peak * factor, 'seed': seed},
-    )
+  peak = get_config(arg).learning_rate
+  return {
+    f'{schedule}-lr{peak * factor:.3g}-seed{seed}': {
+      'schedule': schedule,
+      'learning_rate': peak * factor,
+      'seed': seed,
+    }
     for schedule in ('linear', 'refined')
     for factor in FACTORS
     for seed in range(num_seeds)
-  ]
+  }

@@ -47,7 +47,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
       r.name,
       *(_value(r.tuned, field) for field in fields),
       str(r.tuned.count),
-      _mean(r.losses),
+      mean(r.losses),
       minus(r, first),
     ]
     for r in rows
@@ -63,7 +63,8 @@ def _value(tuned, field):
   return f'{tuned.fields[field]:.6g}{" or " + edge if edge else ""}'
 
 
-def _mean(losses):
+def mean(losses: np.ndarray) -> str:
+  """Formats losses of several seeds in nats, with a 95 % interval."""
   bad = int(np.sum(~np.isfinite(losses)))
   if bad:
     return f'{bad} of {losses.size} diverged'

@@ -3,7 +3,6 @@
 import csv
 import json
 import pathlib
-import shlex
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -243,7 +242,7 @@ def write_sweep(
 _SWEEP = ('-linear.npz', '-refute.csv')
 _REFUTE = '''"""Refined against linear, made to refute it: see the experiment.
 
-python -m launch.train --config={path}:schedule=refined --workdir={run}-refined
+python -m launch.sweep --config={path} --workdir={run}-refute
 """
 
 from configs.papers import defazio2023_refined as experiment
@@ -259,27 +258,20 @@ def get_config(arg=''):
   return c
 
 
-def sweep():
-  return experiment.sweep(RUN, num_seeds={seeds})
+def sweep(arg=''):
+  return experiment.sweep(f'run={{RUN}}', num_seeds={seeds})
 '''
 
 
 def write_experiment(
   table: pathlib.Path, run: str, num_steps: int, seeds: int
-) -> tuple[pathlib.Path, pathlib.Path]:
-  """Writes refute.py (a config with a sweep) and refute.sh (its commands)."""
-  config, script = (table.with_name(f'refute.{s}') for s in ('py', 'sh'))
-  run = run.rstrip('/')
-  filled = _REFUTE.format(
-    path=config, run=run, table=str(table), num_steps=num_steps, seeds=seeds
-  )
-  config.write_text(filled)
-  lines, runs = ['#!/bin/sh', 'set -eu'], []
-  for setting in experiment.sweep(run, seeds):
-    runs.append(f'{run}-refute/{setting.name}')
-    flags = [f'--config={config}:{setting.arg}', f'--workdir={runs[-1]}']
-    flags += [f'--config.{k}={v}' for k, v in setting.fields.items()]
-    lines.append(shlex.join(['python', '-m', 'launch.train', *flags]))
-  lines.append(f'python -m launch.evaluate --at={shlex.quote(",".join(runs))}')
-  script.write_text('\n'.join(lines) + '\n')
-  return config, script
+) -> pathlib.Path:
+  """Writes refute.py, a config with a sweep."""
+  config = table.with_name('refute.py')
+  config.write_text(
+    _REFUTE.format(
+      path=config, run=run.rstrip('/'), table=str(table), num_steps=num_steps,
+      seeds=seeds,
+    )
+  )  # fmt: skip
+  return config

@@ -137,11 +137,8 @@ def ranking(rows: Sequence) -> figure.Figure:
         ax.plot(x, y, marker='o', ms=3, **line)
         ax.plot(at.best, at.losses[at.best], 'o', ms=7, color=line['color'])
         drawn += y
-    ax.set(xlabel=field, ylabel='loss of the search (nats)', xscale='log')
-    # Of less than two decades the minor labels would run into each other.
-    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
-    ax.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
-    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
+    ax.set(xlabel=field, ylabel='loss of the search (nats)')
+    _logarithmic(ax)
     _limit(ax, drawn)
   drawn = []
   for r, line in zip(rows, style, strict=True):
@@ -159,6 +156,39 @@ def ranking(rows: Sequence) -> figure.Figure:
     title='mean; band: all seeds', title_fontsize=7,
   )  # fmt: skip
   return fig
+
+
+def sweep(lines: Mapping, key: str) -> figure.Figure:
+  """Draws the loss over a field.
+
+  Args:
+    lines: name -> (value of the field, losses of the seeds), sorted.
+    key: the field.
+  """
+  fig, (ax,) = _figure(1, width=6.5)
+  for i, (name, points) in enumerate(lines.items()):
+    style = {'color': f'C{i % 10}', 'linestyle': _DASHES[i // 10 % 4]}
+    x = [value for value, _ in points]
+    ax.plot(x, [y.mean() for _, y in points], label=name, marker='o', ms=3,
+            **style)  # fmt: skip
+    band = [y.min() for _, y in points], [y.max() for _, y in points]
+    ax.fill_between(x, *band, color=style['color'], alpha=0.2)
+  values = [value for points in lines.values() for value, _ in points]
+  ax.set(xlabel=key, ylabel='final validation loss (nats)')
+  if min(values) > 0 and max(values) >= 4 * min(values):
+    _logarithmic(ax)
+  _limit(ax, [x for points in lines.values() for _, y in points for x in y])
+  if len(lines) > 1:
+    ax.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1))
+  return fig
+
+
+def _logarithmic(ax) -> None:
+  ax.set_xscale('log')
+  # Of less than two decades the minor labels would run into each other.
+  ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+  ax.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
+  ax.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _limit(ax, losses) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 from rich import console
 from rich import table as rich_table
 
+from lm.errors import UserError
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
   """Prints a table; all columns but the first are right-aligned."""
@@ -46,6 +48,21 @@ def effective_count(about: Mapping[str, Any]) -> None:
     f'Averages noise like {about["effective_count"]:.1f} independent items of '
     f'equal weight{means} (1 / sum c^2).'
   )
+
+
+def results_path(workdir: str, name: str, *suffixes: str) -> pathlib.Path:
+  """Returns where the results go; refuses, early, what cannot be written."""
+  try:
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(
+      f"--workdir='{workdir}' cannot be used: {e.strerror}."
+    ) from e
+  out = pathlib.Path(workdir, name)
+  for path in (out, *map(out.with_suffix, suffixes)):
+    if path.is_dir():
+      raise UserError(f"'{path}' is a directory; use another --workdir.")
+  return out
 
 
 def save(figure: Any, path: pathlib.Path) -> None:

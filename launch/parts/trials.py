@@ -11,20 +11,21 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from launch import cli
-from lm import card, data, log, loop
+from lm import card, data, log, loop, programs
 from lm.errors import UserError
 from lm.run import Run
 
+CHOICES = 'optimizer', 'schedule', 'size'  # behind the colon of --config
 _MAY_CHANGE = 'mesh.', 'checkpoint.keep_', 'log_every_steps'
 _LONGEST = 200  # name of a directory
 
 
 class Method(NamedTuple):
-  """Choices behind the colon of --config, and fields of it, both as text."""
+  """Choices behind the colon of --config, and fields of it."""
 
   name: str
   choices: dict[str, str]
-  fields: dict[str, str]
+  fields: dict[str, Any]
 
   def config(self, **fields: Any) -> ConfigDict:
     """Returns the config of this method, with more fields of the config."""
@@ -47,15 +48,18 @@ def parse(text: str) -> Method:
         f"--method={text}: '{part}' is empty or repeated; legal: an optimizer, "
         'or KEY=VALUE, by commas.'
       )
-    (choices if key in ('optimizer', 'schedule', 'size') else fields)[key] = (
-      value
-    )
+    (choices if key in CHOICES else fields)[key] = value
   if 'seed' in fields:
     raise UserError(
       f'--method={text}: seeds are the same for all methods; --config.seed is '
       'that of the search.'
     )
   method = Method(text, choices, fields)
+  if len(folder(method)) > _LONGEST:
+    raise UserError(
+      f'--method={text:.40}... has {len(folder(method))} characters; legal: at '
+      f'most {_LONGEST}, as it names a directory.'
+    )
   method.config()  # refuses what does not exist
   return method
 
@@ -83,23 +87,19 @@ class Trials:
     self.workdir, self.stop = pathlib.Path(workdir), stop
     self.losses: dict[pathlib.Path, float] = {}
     self.reused = 0
+    self._checked: dict[str, loop.Built] = {}
     self._earlier: dict[str, loop.Built] = {}
     self._data: dict[tuple[Any, ...], str] = {}
 
-  def check(self, method: Method) -> None:
+  def check(self, config: ConfigDict) -> None:
     """Refuses, before any training, what could not be trained."""
-    config = method.config()
     if config.branch and '@' not in config.branch:
       raise UserError(
         f"branch='{config.branch}' must name the step, as RUN@1000, so that "
         'all runs begin alike.'
       )
-    if len(folder(method)) > _LONGEST:
-      raise UserError(
-        f'--method={method.name:.40}... has {len(folder(method))} characters; '
-        f'legal: at most {_LONGEST}, as it names a directory.'
-      )
-    loop.build(config)
+    kind = programs.statics(config)
+    self._checked[kind] = loop.build(config, self._checked.get(kind))
 
   def path(
     self, method: Method, fields: Mapping[str, float], seed: int
@@ -114,14 +114,17 @@ class Trials:
   def loss(
     self, method: Method, fields: Mapping[str, float], seed: int
   ) -> float:
+    """Returns the loss of a method with these fields and this seed."""
+    config = method.config(**fields, seed=seed)
+    return self.train(self.path(method, fields, seed), config)
+
+  def train(self, path: pathlib.Path, config: ConfigDict) -> float:
     """Returns the final validation loss of a run in nats; inf if it diverged.
 
     Raises:
       UserError: the directory holds another run.
       Preempted: the run was told to stop.
     """
-    path = self.path(method, fields, seed)
-    config = method.config(**fields, seed=seed)
     begin, status = time.perf_counter(), self._finished(path, config)
     if status:
       self.reused += path not in self.losses

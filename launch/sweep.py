@@ -1,0 +1,82 @@
+r"""Trains all settings of a config file's sweep(), in one process.
+
+  python -m launch.sweep --workdir=runs/sweep
+  python -m launch.sweep --config=configs/x.py --workdir=runs/x \
+      --config.num_steps=2000
+
+Beside get_config(), the file has sweep(), which returns {name: {field: value}};
+'optimizer', 'schedule' and 'size' are choices behind the colon, other fields
+those of the config, 'seed' among them. Each setting is an ordinary run,
+WORKDIR/NAME; those whose programs are alike share the compiled ones. The same
+command goes on; what was trained before is read. Prints the final validation
+losses, means over the seeds, and writes WORKDIR/sweep.json and a picture over
+the field with the most values. launch.compare tunes methods by itself.
+For one machine, with all its devices.
+"""
+
+import json
+import shlex
+import sys
+
+import numpy as np
+from absl import flags
+
+from launch import cli
+from lm.errors import UserError
+
+_DEFAULT = 'configs/sweep.py'
+_CONFIG = cli.define_config()
+_WORKDIR = flags.DEFINE_string('workdir', '', 'directory of all runs')
+
+
+def main() -> int:
+  if not _WORKDIR.value:
+    raise UserError('--workdir is missing; for example --workdir=runs/sweep.')
+  from launch.parts import schedule_pictures, show, sweeps, trials
+  from lm import preemption
+
+  settings = sweeps.settings()
+  configs = {name: method.config() for name, method in settings.items()}
+  out = show.results_path(_WORKDIR.value, 'sweep.json', '.png')
+  with preemption.Preemption() as stopped:
+    done = trials.Trials(_WORKDIR.value, lambda: stopped.reached(0))
+    for config in configs.values():
+      done.check(config)
+    try:
+      losses = [done.train(out.parent / n, c) for n, c in configs.items()]
+    except trials.Preempted:
+      print('preempted. Next: run the same command to continue')
+      return 143
+  found = sweeps.groups(settings, losses)
+  show.table(*sweeps.table(found))
+  print(
+    'loss: final validation loss in nats, mean over the seeds; ±: 95 % '
+    "(Student's t); *: the least."
+  )
+  out.write_text(_json(settings, losses) + '\n')
+  print(f'wrote {out}')
+  if key := sweeps.axis(found):
+    figure = schedule_pictures.sweep(sweeps.lines(found, key), key)
+    show.save(figure, out.with_suffix('.png'))
+    print(f'wrote {out.with_suffix(".png")}')
+  if done.reused:
+    print(f'{done.reused} of {len(losses)} runs had been trained before.')
+  print(f'Next: tensorboard --logdir={shlex.quote(_WORKDIR.value)}')
+  return 0
+
+
+def _json(settings, losses):
+  rows = [
+    {
+      'name': name,
+      'settings': {**method.choices, **method.fields},
+      'loss': loss if np.isfinite(loss) else None,
+    }
+    for (name, method), loss in zip(settings.items(), losses, strict=True)
+  ]
+  command = shlex.join(['python', '-m', 'launch.sweep', *sys.argv[1:]])
+  return json.dumps({'command': command, 'runs': rows}, indent=2, default=str)
+
+
+if __name__ == '__main__':
+  cli.run(main, _DEFAULT)

@@ -1,0 +1,152 @@
+"""launch.sweep: its table, its picture, and the command."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from launch.parts import schedule_pictures, sweeps, trials
+from lm.run import Run
+from tests import helpers, tools
+
+_FILE = """
+from configs import debug
+
+
+def get_config(arg=''):
+  c = debug.get_config(arg)
+  c.num_steps = 6
+  c.eval.every_steps = 3
+  return c
+
+
+def sweep(arg=''):
+  return {
+    f'{name}-{rate}-{seed}': {
+      'optimizer': name, 'learning_rate': rate, 'seed': seed
+    }
+    for name in ('adamw', 'lion') for rate in (1e-3, 1e-2) for seed in (0, 1)
+  }
+"""
+
+
+def _methods(rows):
+  return {
+    str(i): trials.Method(str(i), {'optimizer': r.pop('optimizer', 'a')}, r)
+    for i, r in enumerate(rows)
+  }
+
+
+def test_groups_are_alike_but_for_the_seed():
+  rows = [
+    {'optimizer': name, 'rate': rate, 'same': 3, 'seed': seed}
+    for name in ('a', 'b')
+    for rate in (0.1, 10.0)
+    for seed in (0, 1)
+  ]
+  losses = [3.0, 3.2, 2.0, 2.2, 5.0, math.inf, 4.0, 4.4]
+  found = sweeps.groups(_methods(rows), losses)
+  assert [g.values for g in found[:2]] == [
+    {'optimizer': 'a', 'rate': 0.1},
+    {'optimizer': 'a', 'rate': 10.0},
+  ]
+  header, body = sweeps.table(found)
+  assert header == ['optimizer', 'rate', 'seeds', 'loss']
+  low, high = stats.ttest_1samp([2.0, 2.2], 0).confidence_interval(0.95)
+  assert body[1] == ['a', '10', '2', f'2.1000 ±{(high - low) / 2:.4f} *']
+  assert body[2][-1] == '1 of 2 diverged'
+  assert sweeps.axis(found) == 'rate'
+  lines = sweeps.lines(found, 'rate')
+  assert [x for x, _ in lines['a']] == [0.1, 10.0]
+  np.testing.assert_array_equal(lines['b'][1][1], [4.0, 4.4])
+  (ax,) = schedule_pictures.sweep(lines, 'rate').axes
+  assert (ax.get_xlabel(), ax.get_xscale()) == ('rate', 'log')
+  np.testing.assert_allclose(ax.lines[0].get_ydata(), [3.1, 2.1])
+
+
+def test_no_numbers_no_axis():
+  one = sweeps.groups(_methods([{'seed': 0}, {'seed': 1}]), [1.0, 2.0])
+  assert len(one) == 1 and not sweeps.axis(one)
+  words = _methods([{'schedule': 'a'}, {'schedule': 'b'}])
+  assert not sweeps.axis(sweeps.groups(words, [1.0, 2.0]))
+  # A field that some settings leave out is not an axis.
+  some = _methods([{'b1': 0.5}, {'b1': 0.9}, {'optimizer': 'b'}])
+  assert not sweeps.axis(sweeps.groups(some, [1.0, 2.0, 3.0]))
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+  """As a user: twice, and every mistake a sentence before any training."""
+  file, out = tmp_path / 'x.py', tmp_path / 'out'
+  file.write_text(_FILE)
+  words = f'--config={file}', f'--workdir={out}', '--config.batch_size=8'
+  done = helpers.command('launch.sweep', *words)
+  assert 'Next: tensorboard' in done.stdout and ' * ' in done.stdout
+  found = json.loads((out / 'sweep.json').read_text())['runs']
+  assert [row['name'] for row in found[:2]] == [
+    'adamw-0.001-0',
+    'adamw-0.001-1',
+  ]
+  for row in found:
+    run = Run(out / row['name'])
+    assert run.metrics['eval/loss'].value[-1] == row['loss']
+    config = run.config
+    assert (config.optimizer.name, config.learning_rate, config.seed) == tuple(
+      row['settings'].values()
+    )
+    assert (config.batch_size, config.num_steps) == (8, 6)
+  assert len({row['loss'] for row in found}) == 8
+  assert (out / 'sweep.png').read_bytes()[:4] == b'\x89PNG'
+  # Alone, it is the same run, bit for bit.
+  alone = tmp_path / 'alone'
+  helpers.command(
+    'launch.train', f'--config={file}:optimizer=lion', f'--workdir={alone}',
+    '--config.batch_size=8', '--config.learning_rate=0.01', '--config.seed=1',
+  )  # fmt: skip
+  assert Run(alone).metrics['eval/loss'].value[-1] == found[-1]['loss']
+
+  assert tools.call(monkeypatch, 'sweep', *words) == 0
+  assert '8 of 8 runs had been trained before' in capsys.readouterr().out
+
+  assert tools.call(monkeypatch, 'sweep', *words, '--config.num_steps=7') == 2
+  assert 'was trained with num_steps=6, not 7' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('returned', 'sentence'),
+  [
+    ('{}', 'sweep() returns no {name: {key: value}}, but {}'),
+    ('[1]', 'sweep() returns no {name: {key: value}}, but [1]'),
+    ("{'a/b': {}}", "names a setting 'a/b'; legal: at most 200 letters"),
+    ("{'a': 3}", "the setting 'a' is no {key: value}, but 3"),
+    ("{'a': {'rate': 3}}", "no field 'rate'"),
+    ("{'a': {'optimizer': 'lions'}}", "Did you mean 'lion'"),
+    ("{'a': {}, 'b': {'learning_rate': -1.0}}", 'learning_rate=-1.0 must be'),
+    ("{'a': {'num_steps': 'x'}}", 'num_steps'),
+    ('1 / 0', 'division by zero'),
+  ],
+)
+def test_mistakes_come_before_training(
+  returned, sentence, tmp_path, monkeypatch, capsys
+):
+  file = tmp_path / 'x.py'
+  file.write_text(
+    'from configs.debug import get_config\n'
+    f"def sweep(arg=''):\n  return {returned}\n"
+  )
+  words = f'--config={file}', f'--workdir={tmp_path}/out'
+  assert tools.call(monkeypatch, 'sweep', *words) == 2
+  output = capsys.readouterr()
+  assert sentence in output.err and output.err.count('error: ') == 1
+  assert not [*tmp_path.glob('out/*/meta.json')]
+
+
+def test_a_file_without_a_sweep(tmp_path, monkeypatch, capsys):
+  words = '--config=configs/debug.py', f'--workdir={tmp_path}/out'
+  assert tools.call(monkeypatch, 'sweep', *words) == 2
+  assert 'has no sweep(); for example configs/sweep.py' in (
+    capsys.readouterr().err
+  )
+  assert tools.call(monkeypatch, 'sweep') == 2
+  assert '--workdir is missing' in capsys.readouterr().err
