@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lm import spec
+from lm import noise, spec
 from lm.errors import UserError, did_you_mean, of_code
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -54,10 +54,11 @@ def run(
     if extra:
       raise UserError(f"'{extra[0]}' is not a flag; flags begin with --.")
     _compilation_cache()
-    sys.unraisablehook = _quieter(sys.unraisablehook)
+    noise.quiet()
     code = main()
   except (flags.Error, UserError, OSError) as e:
-    print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
+    text = _no_space(e) or ' '.join(str(e).split())
+    print(f'error: {text}', file=sys.stderr)
     code = 2
   except KeyboardInterrupt:
     print(
@@ -79,8 +80,8 @@ def _of_library(e: Exception) -> str:
 
   Anything else is raised again: it is a mistake of ours.
   """
-  if 'No space left on device' in str(e):
-    return 'no space left on device.'
+  if text := _no_space(e):
+    return text
   if 'RESOURCE_EXHAUSTED' in str(e) or isinstance(e, MemoryError):
     line, _, _ = str(e).partition('\n')
     return (
@@ -88,6 +89,15 @@ def _of_library(e: Exception) -> str:
       'with grad_accum_steps and with model.remat=full.'
     )
   raise e
+
+
+def _no_space(e: Exception) -> str:
+  """Returns the sentence for a full disk, or ''."""
+  if 'No space left on device' not in str(e):
+    return ''
+  place = re.search(r"""["']([^"']*/[^"']*)["']""", str(e))
+  where = f' for {place[1]}' if place else ''
+  return f'no space left on device{where}; with some, the same command goes on.'
 
 
 def load_config(text: str) -> ConfigDict:
@@ -224,20 +234,6 @@ def _check_field(config: ConfigDict, field: str, value: str) -> None:
       f'{field}={value} would need other knobs; choose it behind the colon: '
       f'--config=FILE:{field.removesuffix(".name")}={value}.'
     )
-
-
-def _quieter(hook: Callable[[Any], None]) -> Callable[[Any], None]:
-  """Leaves out what tensorstore prints, dozens of times, at a damaged item.
-
-  Orbax closes its event loop at the first error of a read; the other reads
-  then complain that it is closed. The first error is reported by itself.
-  """
-
-  def quiet(unraisable):
-    if str(unraisable.exc_value) != 'Event loop is closed':
-      hook(unraisable)
-
-  return quiet
 
 
 def _compilation_cache() -> None:

@@ -44,11 +44,9 @@ def main() -> None:
     artifact.check_name(_NAME.value)
     run = Run(_RUN.value)
     real = [judgement.cooldown(run, Run(path)) for path in _AGAINST.value]
-    grid = judgement.grid(
-      run,
-      cli.integers('ends', _ENDS.value),
-      cli.integers('windows', _WINDOWS.value),
-    )
+    windows = cli.integers('windows', _WINDOWS.value)
+    grid = judgement.grid(run, cli.integers('ends', _ENDS.value), windows)
+    ends = cli.integers('ends', _ENDS.value) or sorted({end for end, _ in grid})
     newest = [cell for cell in grid if cell[0] == grid[-1][0]]
     middle = [newest[len(newest) // 2]]
     focus = [(r.end, r.window) for r in real] or middle
@@ -58,6 +56,9 @@ def main() -> None:
   for end, window in dict.fromkeys(focus):
     _print_focus(run, end, window, results, last[end], real)
   _print_surface(grid, results, last)
+  short = [f'{w} until {end}' for end in ends for w in windows if w > end]
+  if short:
+    print(f'Left out, longer than what was trained: {", ".join(short)}.')
   out = run.path / 'plots' / f'{_NAME.value}.png'
   figure = pictures.emulation(run, real, grid, focus, results, last)
   show.save(figure, out)

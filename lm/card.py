@@ -266,8 +266,8 @@ class Card:
     self._meta['step'] = step
     self._write()
 
-  def finish(self, status: str, step: int) -> None:
-    self._meta.update(status=status, step=step)
+  def finish(self, status: str) -> None:
+    self._meta['status'] = status
     self._write()
 
   def _write(self) -> None:

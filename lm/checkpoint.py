@@ -7,9 +7,7 @@ lm/averages.py are separate items, so that parameters alone load anywhere.
 `meta` is JSON: the fingerprints, and the step after which `mean` starts.
 """
 
-import logging
 import pathlib
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,17 +17,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from lm import address, fingerprint, log, processes
+from lm import address, fingerprint, log, noise, processes
 from lm.errors import UserError
 from lm.state import TrainState
 
 # Small chunks let a merge stream one checkpoint after the other through little
 # memory; Orbax's default is one chunk per shard.
 CHUNK_BYTES = 16 << 20
-# Orbax warns whenever one item is read without its whole checkpoint; of a
-# damaged one, Damaged says it.
-_NOISE = re.compile('Metadata file does not exist|Failed to get item metadata')
-logging.getLogger('absl').addFilter(lambda r: not _NOISE.match(r.getMessage()))
+noise.quiet()
 PLACEHOLDER = ocp.PLACEHOLDER  # in place of a leaf that is not to be read
 _ITEMS = ('params', 'train', 'mean')
 

@@ -177,47 +177,47 @@ def train(
     earlier[kind] = built
     begins = like is None and config.num_steps not in steps
     if jax.default_backend() == 'cpu' and begins:
-      beside = programs.compiled_beside(config, built)
-      built = built._replace(train_step=beside)
+      built = built._replace(train_step=programs.compiled_beside(config, built))
     start, origin = restore.restore_or_init(
       config, checkpoints, built.abstract, built.init
     )
-    writer = _writer(config, built, run, int(start.step)) if main else None
+    writer = _writer(config, run, int(start.step)) if main else None
     if main:
       notes.start()
       log.write_multipliers(run, multipliers)
       print(f'{run}: {origin}; {built.data.summary}', flush=True)
-    step_reached, status = int(start.step), 'crashed'
+    status = 'crashed'
     try:
-      step_reached, status = _loop(
+      ended = _loop(
         config, built, start, first, checkpoints, writer, notes, preemption
       )
+      checkpoints.close()
+      status = ended
     finally:
       # After a crash it would wait for the others, or for a save that was cut.
       alone = jax.process_count() == 1 and not preemption.at_once
-      if status != 'crashed' or alone:
-        checkpoints.close()
+      if status == 'crashed' and alone:
+        with contextlib.suppress(Exception):
+          checkpoints.close()
       if main:
         writer.close()
-        notes.finish(status=status, step=step_reached)
+        notes.finish(status)
   return status
 
 
-def _writer(config, built, run, begin):
+def _writer(config, run, begin):
   return log.Writer(
-    run,
-    begin,
-    config.num_steps,
+    run, begin, config.num_steps,
     tokens_per_step=config.batch_size * config.seq_len,
     flops_per_token=model.flops_per_token(config.model, config.seq_len),
     peak_flops=mesh.peak_flops(),
-  )
+  )  # fmt: skip
 
 
 def _loop(
   config, built, current, first, checkpoints, writer, notes, preemption
 ):
-  """Runs the steps; returns the step reached and the status.
+  """Runs the steps; returns the status.
 
   The order, which makes a resumed run the same run:
     1. evaluate the state before the step;
@@ -240,22 +240,20 @@ def _loop(
     stop = preemption.reached(n)
     if n == begin or stop or _due(n, config.checkpoint.every_steps):
       write.flush()
-      write.diverged |= not _save(config, checkpoints, current, n, first)
-      if notes:
-        notes.saved(n)
+      write.diverged |= not _save(config, checkpoints, notes, current, n, first)
     if stop or write.diverged:
-      return n, 'diverged' if write.diverged else 'preempted'
+      return 'diverged' if write.diverged else 'preempted'
     tokens = built.data.train.batch(n - offset, rows)
     tokens = mesh.put(built.batch_sharding, tokens, shape)
     current, new = built.train_step(current, tokens, traced)
     write(n, {**metrics, **new})
   write.flush()
-  write.diverged |= not _save(config, checkpoints, current, end, first)
+  write.diverged |= not _save(config, checkpoints, notes, current, end, first)
   if write.diverged:
-    return end, 'diverged'
+    return 'diverged'
   write(end, evaluation(current, end))
   write.flush()
-  return end, 'done'
+  return 'done'
 
 
 class _Behind:
@@ -293,7 +291,10 @@ def _due(n: int, every: int) -> bool:
   return every > 0 and n % every == 0
 
 
-def _save(config, checkpoints, current, n, first):
+def _save(config, checkpoints, notes, current, n, first):
   every = config.checkpoint.every_steps
   start = max(first, (n - 1) // every * every) if n > first else n
-  return checkpoints.save(current, n, {'step': n, 'mean_start': start})
+  finite = checkpoints.save(current, n, {'step': n, 'mean_start': start})
+  if notes:
+    notes.saved(n)
+  return finite

@@ -1,6 +1,7 @@
 """The command line of launch.train: mistakes, --dry_run, new components."""
 
 import json
+import logging
 import os
 import re
 import runpy
@@ -14,8 +15,8 @@ from absl import flags
 
 import optimizers
 from launch import cli, train
+from lm import noise, spec
 from lm import run as run_lib
-from lm import spec
 from tests import helpers, tools
 
 SCRIPTS = sorted(
@@ -261,7 +262,11 @@ def test_the_pod_recipe_passes_flags_on(tmp_path):
   [
     (ValueError('RESOURCE_EXHAUSTED: Out of memory.\nmore'), 'ory. Less is'),
     (MemoryError(), 'not enough memory'),
-    (RuntimeError('write: No space left on device'), 'no space left on device'),
+    (
+      RuntimeError('in "/a/b": No space left on device'),
+      'no space left on device for /a/b; with some, the same command goes on.',
+    ),
+    (OSError(28, 'No space left on device'), 'no space left on device; with'),
     (RuntimeError('a bug'), None),
   ],
 )
@@ -277,12 +282,27 @@ def test_a_full_machine_is_one_sentence(error, sentence, monkeypatch, capsys):
   assert len(lines) == bool(sentence) and (sentence or '') in ''.join(lines)
 
 
-def test_a_damaged_item_is_reported_once_and_by_nothing_else():
+def test_libraries_are_quiet_about_what_is_reported(monkeypatch):
+  """By every way in which they print; other lines stay."""
   seen = []
-  quiet = cli._quieter(seen.append)
+  monkeypatch.setattr(noise, '_hooks', [seen.append])
   for text in ('Event loop is closed', 'another'):
-    quiet(types.SimpleNamespace(exc_value=RuntimeError(text)))
+    noise.unraisable(types.SimpleNamespace(exc_value=RuntimeError(text)))
   assert [str(x.exc_value) for x in seen] == ['another']
+  monkeypatch.setattr(sys, 'unraisablehook', print)
+  for _ in range(2):
+    noise.quiet()
+  assert noise._hooks == [seen.append, print]
+
+  def record(text, error=None):
+    about = (type(error), error, None) if error else None
+    return logging.LogRecord('absl', logging.ERROR, '', 0, text, (), about)
+
+  full = ValueError('RESOURCE_EXHAUSTED: "a":\nNo space left on device [os]')
+  assert not noise.wanted(record('Task exception was never retrieved', full))
+  assert not noise.wanted(record('Failed to get item metadata of x'))
+  assert noise.wanted(record('Task exception', ValueError('another')))
+  assert noise.wanted(record('I say: Failed to get item metadata'))
 
 
 def test_the_help_of_merge_lists_every_method_with_its_knobs(

@@ -238,8 +238,8 @@ def test_a_signal_at_the_end_of_a_run_stops_the_comparison(
 ):
   finish = card.Card.finish
 
-  def signalled(self, status, step):
-    finish(self, status, step)
+  def signalled(self, status):
+    finish(self, status)
     os.kill(os.getpid(), signal.SIGTERM)
 
   monkeypatch.setattr(card.Card, 'finish', signalled)

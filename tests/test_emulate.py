@@ -268,8 +268,10 @@ def test_the_commands(run):
   at = f'--at={run.path}@12,{run.path}/merged/m'
   done = helpers.command('launch.evaluate', at)
   assert 'bits per byte' in done.stdout
-  done = helpers.command('launch.emulate', f'--run={run.path}', '--windows=6')
+  words = f'--run={run.path}', '--ends=3,12', '--windows=6'
+  done = helpers.command('launch.emulate', *words)
   assert 'interval means' in done.stdout
+  assert 'Left out, longer than what was trained: 6 until 3.' in done.stdout
   assert (run.path / 'plots' / 'emulate.json').is_file()
   for arguments in (
     ('launch.merge', f'--run={run.path}', '--window=6', '--means', '--name=m'),

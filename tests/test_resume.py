@@ -36,6 +36,42 @@ def test_resume_is_the_uninterrupted_run(whole, tmp_path, monkeypatch, at):
   assert run.meta['starts'] == 2
 
 
+@pytest.mark.parametrize('at', [8, 12])  # in the run; at its end
+def test_a_save_that_fails_is_a_crash_and_the_run_goes_on(
+  whole, tmp_path, monkeypatch, at
+):
+  write = checkpoint.ocp.CheckpointManager.save
+
+  def full(self, step, **args):
+    if step == at:
+      raise OSError(28, 'No space left on device')
+    return write(self, step, **args)
+
+  with monkeypatch.context() as m:
+    m.setattr(checkpoint.ocp.CheckpointManager, 'save', full)
+    with pytest.raises(OSError, match='No space'):
+      loop.train(helpers.config(), tmp_path)
+  run = run_lib.Run(tmp_path)
+  assert (run.meta['status'], run.meta['step']) == ('crashed', run.steps[-1])
+  assert loop.train(helpers.config(), tmp_path) == 'done'
+  helpers.assert_same_run(whole, tmp_path)
+
+
+def test_a_last_save_that_fails_in_its_thread_is_a_crash(tmp_path, monkeypatch):
+  close = checkpoint.Checkpoints.close
+
+  def fails(self):
+    close(self)
+    raise RuntimeError('in the thread')
+
+  with monkeypatch.context() as m:
+    m.setattr(checkpoint.Checkpoints, 'close', fails)
+    with pytest.raises(RuntimeError, match='in the thread'):
+      loop.train(helpers.config(), tmp_path)
+  assert run_lib.Run(tmp_path).meta['status'] == 'crashed'
+  assert loop.train(helpers.config(), tmp_path) == 'done'
+
+
 def test_lines_after_the_checkpoint_are_written_again(whole, tmp_path):
   shutil.copytree(whole, tmp_path / 'a')
   for step_ in (8, 12):
