@@ -13,7 +13,7 @@ import platform
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags
@@ -42,6 +42,7 @@ def run(
     default_config: of a command that has --config, else empty.
     more_help: returns what --help shows below the flags.
   """
+  _compilation_cache()  # before anything imports jax
   try:
     argv = _resolve(sys.argv, default_config)
     if {'--help', '-h', '--helpfull'} & set(argv):
@@ -49,11 +50,10 @@ def run(
       print(_knobs(sys.argv, argv) if default_config else '', end='')
       print(more_help(), end='')
       sys.exit(0)
-    _check_overrides(argv)
+    check_overrides(argv)
     extra = flags.FLAGS(argv)[1:]
     if extra:
       raise UserError(f"'{extra[0]}' is not a flag; flags begin with --.")
-    _compilation_cache()
     noise.quiet()
     code = main()
   except (flags.Error, UserError, OSError) as e:
@@ -106,7 +106,7 @@ def load_config(text: str) -> ConfigDict:
   Raises:
     UserError: no such file, what it raises, or a choice that does not exist.
   """
-  path, _, arg = _json(text).partition(':')
+  path, _, arg = resolved(text).partition(':')
   module = load_module(path)
   if not hasattr(module, 'get_config'):
     raise UserError(f"'{path}' has no get_config().")
@@ -141,60 +141,17 @@ def load_module(path: str) -> types.ModuleType:
   return module
 
 
-def given_config(changes: Mapping[str, Any]) -> list[str]:
-  """Returns --config and its fields as flags, as given but for `changes`."""
-  flag = flags.FLAGS['config']
-  file = config_flags.get_config_filename(flag)
-  file = file.removeprefix(f'{ROOT / "configs" / "resolved.py"}:')
-  fields = {**config_flags.get_override_values(flag), **changes}
-  return [f'--config={file}', *(f'--config.{k}={v}' for k, v in fields.items())]
-
-
-def given_file() -> tuple[str, str]:
-  """Returns the file of --config and what stands behind its colon."""
-  file = given_config({})[0].removeprefix('--config=')
-  path, arg = re.fullmatch(r'(.*?\.(?:py|json))(?::(.*))?', file).groups()
-  return path, arg or ''
-
-
-def other_config(
-  choices: Mapping[str, str], fields: Mapping[str, Any]
-) -> ConfigDict:
-  """Returns --config again, with other choices behind the colon and fields.
-
-  Args:
-    choices: {'optimizer': 'muon'}; the others stay as given.
-    fields: {'optimizer.b1': 0.9}, as values or as text.
-
-  Raises:
-    UserError: a choice or field that does not exist.
-    flags.Error: a value of another type.
-  """
-  path, arg = given_file()
-  _, *overrides = given_config(fields)
-  given = dict(x.split('=', 1) for x in filter(None, arg.split(',')))
-  arg = ','.join(f'{k}={v}' for k, v in {**given, **choices}.items())
-  argv = ['', f'--config={_json(f"{path}:{arg}" if arg else path)}', *overrides]
-  _check_overrides(argv)
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file(
-    'config', flag_values=values, lock_config=True, sys_argv=argv
-  )
-  values(argv)
-  return values.config
-
-
-def _json(text: str) -> str:
+def resolved(text: str) -> str:
   """A run's config.json is read by a config file of ours."""
-  resolved = str(ROOT / 'configs' / 'resolved.py')
+  ours = str(ROOT / 'configs' / 'resolved.py')
   found = re.fullmatch(r'.*\.json(:[^/]*)?', text)
-  if found and not text.startswith(resolved):
-    return f'{ROOT / "configs" / "resolved.py"}:{text}'
-  return text
+  return f'{ours}:{text}' if found and not text.startswith(ours) else text
 
 
 def _resolve(argv: list[str], default: str) -> list[str]:
   """Puts --config=FILE first, the default if it is not given."""
+  if not default:
+    return argv
   chosen, rest, after = default, [], False
   for arg in argv[1:]:
     if after or arg.startswith('--config='):
@@ -203,11 +160,10 @@ def _resolve(argv: list[str], default: str) -> list[str]:
       after = True
     else:
       rest.append(arg)
-  first = [f'--config={_json(chosen)}'] if default else []
-  return [argv[0], *first, *rest]
+  return [argv[0], f'--config={resolved(chosen)}', *rest]
 
 
-def _check_overrides(argv: list[str]) -> None:
+def check_overrides(argv: list[str]) -> None:
   """Answers a missing file or a misspelt field with one sentence."""
   if not (argv[1:] and argv[1].startswith('--config=')):
     return
@@ -225,8 +181,16 @@ def _check_field(config: ConfigDict, field: str, value: str) -> None:
       legal = list(place) if isinstance(place, ConfigDict) else []
       legal = [k for k in legal if k != 'name']
       hint = did_you_mean(part, legal) if legal else ''
+      for section in legal:
+        if isinstance(place[section], ConfigDict) and part in place[section]:
+          hint = f" Did you mean '{seen}{section}.{part}'?"
       raise UserError(f"The config has no field '{seen}{part}'.{hint}")
     place, seen = place[part], f'{seen}{part}.'
+  if isinstance(place, ConfigDict):
+    how = f'set its fields, as {field}.{next(iter(place))}'
+    if field in ('optimizer', 'schedule'):
+      how = f'choose it behind the colon: --config=FILE:{field}=NAME'
+    raise UserError(f"'{field}' is a section, which takes no value; {how}.")
   package = {'optimizer.name': 'optimizers', 'schedule.name': 'schedules'}
   if field in package and value != place:
     spec.get(package[field], value)

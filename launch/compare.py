@@ -83,7 +83,7 @@ def main() -> int:
     done = trials.Trials(_WORKDIR.value, lambda: stopped.reached(0))
     for method in methods:
       tuning.fields_of(method, knobs)
-      done.check(method.config())
+      done.check(f'--method={method.name}', method.config())
     try:
       for method in methods:
         tuned = tuning.tune(

@@ -36,7 +36,7 @@ def main() -> None:
   out = pathlib.Path(_OUT.value)
   if out.suffix != '.png':
     raise UserError(f"--out='{out}' must end in .png.")
-  from launch.parts import range_training, schedule_pictures, show
+  from launch.parts import given, range_training, schedule_pictures, show
   from schedules.theory import lr_range
 
   knob = _KNOB.value
@@ -62,7 +62,7 @@ def main() -> None:
   print(f'wrote {out}')
   best = reading.turn / 5 if knob == 'learning_rate' else reading.turn
   field = knob if knob == 'learning_rate' else f'optimizer.{knob}'
-  words = cli.given_config({field: f'{best:.2g}', **_room(_CONFIG.value)})
+  words = given.flags_of({field: f'{best:.2g}', **_room(_CONFIG.value)})
   words = ['python', '-m', 'launch.train', *words, '--workdir=runs/new']
   print(f'Next: {shlex.join(words)}')
 

@@ -7,8 +7,8 @@ r"""Computes the schedule that the gradient norms of a run ask for.
 Norms of every step -> median filter -> weights norm^-power -> multipliers
 (arXiv 2310.07831, algorithm 1). Writes RUN/schedules/refined.npz, which
 --config=...:schedule=table reads, a picture, and the experiment that can refute
-it: refute.py and refute.sh, or for a log of another trainer a linear table and
-a CSV of the runs. Refinement has lost as well as won against a linear decay.
+it: refute.py for launch.sweep, or for a log of another trainer a linear table
+and a CSV of the runs. Refinement lost as well as won against a linear decay.
 """
 
 import math
@@ -82,7 +82,7 @@ def main() -> None:
   )
   print(
     f'wrote {config}: both schedules at 5 peak learning rates and '
-    f'{_SEEDS.value} seeds'
+    f'{_SEEDS.value} seeds, {10 * _SEEDS.value} runs'
   )
   run = _RUN.value.rstrip('/')
   train = [f'--config={config}:schedule=refined', f'--workdir={run}-refined']

@@ -36,29 +36,38 @@ def main() -> int:
   from lm import preemption
 
   settings = sweeps.settings()
-  configs = {name: method.config() for name, method in settings.items()}
+  configs = sweeps.configs(settings)
   out = show.results_path(_WORKDIR.value, 'sweep.json', '.png')
   with preemption.Preemption() as stopped:
     done = trials.Trials(_WORKDIR.value, lambda: stopped.reached(0))
-    for config in configs.values():
-      done.check(config)
+    for name, config in configs.items():
+      done.check(f"The setting '{name}'", config, out.parent / name)
     try:
       losses = [done.train(out.parent / n, c) for n, c in configs.items()]
     except trials.Preempted:
       print('preempted. Next: run the same command to continue')
       return 143
-  found = sweeps.groups(settings, losses)
+  found = sweeps.groups(settings, [c.seed for c in configs.values()], losses)
   show.table(*sweeps.table(found))
   print(
     'loss: final validation loss in nats, mean over the seeds; ±: 95 % '
     "(Student's t); *: the least."
   )
+  key = sweeps.axis(found)
+  if key and len(sweeps.lines(found, key)) > 1:
+    show.table(*sweeps.bests(found, key))
+    print(
+      'minus: paired by seed. The best were chosen by the same runs, so they '
+      'look better than they are: launch.compare takes fresh seeds.'
+    )
   out.write_text(_json(settings, losses) + '\n')
   print(f'wrote {out}')
-  if key := sweeps.axis(found):
+  if key:
     figure = schedule_pictures.sweep(sweeps.lines(found, key), key)
     show.save(figure, out.with_suffix('.png'))
     print(f'wrote {out.with_suffix(".png")}')
+  else:
+    print('No picture: no field of the settings is a number that differs.')
   if done.reused:
     print(f'{done.reused} of {len(losses)} runs had been trained before.')
   print(f'Next: tensorboard --logdir={shlex.quote(_WORKDIR.value)}')

@@ -42,4 +42,5 @@ def of_code(path: str) -> Iterator[None]:
     at = f"'{path}'"  # the first two are this function and its caller
     if len(ours) > 2:
       at = f"'{ours[-1].filename}', line {ours[-1].lineno}"
-    raise UserError(f'{at}: {type(e).__name__}: {e}') from e
+    what, _, _ = str(e).partition('\n')
+    raise UserError(f'{at}: {type(e).__name__}: {what}') from e

@@ -159,6 +159,9 @@ def _read_one(text: str) -> Log:
   path = pathlib.Path(text)
   if not path.exists():
     raise UserError(f"'{text}' does not exist; legal: a run or a log file.")
+  runs = sorted(p.parent.name for p in path.glob('*/metrics.jsonl'))
+  if runs and not (path / 'metrics.jsonl').exists():
+    raise UserError(f"'{text}' is no run, but holds {', '.join(runs)}.")
   config, meta = {}, {}
   if (path / 'metrics.jsonl').is_file():  # others have a config.json, too
     if (path / 'config.json').is_file():

@@ -55,10 +55,11 @@ def build(config: ConfigDict, like: Built | None = None) -> Built:
     like: of a config with equal `programs.statics`, to use its programs.
   """
   _check(config)
+  step.check_schedules(config)
+  online.parse(config)
   traced = step.floats(config)
   if like is not None:
     state.optimizer(config, like.model.axes, config.learning_rate)  # may refuse
-    step.check_schedules(config)
     tokens, change = data.build(config), {}
     if not np.array_equal(tokens.eval_tokens_ES, like.data.eval_tokens_ES):
       change['evaluate'] = evaluate.build(config, like.model, tokens, like.mesh)
@@ -69,8 +70,6 @@ def build(config: ConfigDict, like: Built | None = None) -> Built:
     devices, 'batch_size', config.batch_size, config.grad_accum_steps
   )
   tokens = data.build(config)
-  step.check_schedules(config)  # a refusal comes early
-  online.parse(config)
   net = width.apply(config, model.build(config.model))
 
   def init(seed, traced, params=None):

@@ -1,8 +1,11 @@
 """Keeps quiet what libraries print beside an exception that says it."""
 
 import logging
+import os
 import re
+import signal
 import sys
+import threading
 from typing import Any
 
 _SAID = re.compile(
@@ -10,7 +13,8 @@ _SAID = re.compile(
   # lm/checkpoint.py's Damaged says it.
   r'Metadata file does not exist|Failed to get item metadata'
   # Orbax, of a full disk: dozens of tracebacks beside the one that is raised.
-  r'|.*No space left on device|.*Save Finalize thread',
+  r'|.*No space left on device|.*Save Finalize thread'
+  r'|.*cannot schedule new futures after shutdown',
   re.DOTALL,
 )
 # Orbax closes its event loop at the first error of a read; the other reads then
@@ -35,7 +39,9 @@ def wanted(record: logging.LogRecord) -> bool:
 
 def unraisable(found: Any) -> None:
   """A sys.unraisablehook."""
-  if str(found.exc_value) != _CLOSED:
+  if found.exc_type is KeyboardInterrupt:  # Ctrl-C hit a callback: once more
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+  elif str(found.exc_value) != _CLOSED:
     _hooks[-1](found)
 
 

@@ -29,21 +29,25 @@ def statics(config: ConfigDict) -> str:
   return json.dumps(found, sort_keys=True)
 
 
+def trace(config: ConfigDict, built: Any) -> jax.stages.Traced:
+  """Traces the step, without compiling it: raises what its code raises."""
+  shape, kind = (config.batch_size, config.seq_len + 1), np.int32
+  batch = jax.ShapeDtypeStruct(shape, kind, sharding=built.batch_sharding)
+  with jax.set_mesh(built.mesh):
+    return built.train_step.trace(built.abstract, batch, step.floats(config))
+
+
 def compiled_beside(config: ConfigDict, built: Any) -> Callable[..., Any]:
   """Compiles the step in a thread, beside the initial state; returns the step.
 
   Takes a third off a cold start. Not for accelerators, whose compilers time
   kernels, which must run alone. Call the step under `jax.set_mesh(built.mesh)`.
   """
-  shape, kind = (config.batch_size, config.seq_len + 1), np.int32
-  batch = jax.ShapeDtypeStruct(shape, kind, sharding=built.batch_sharding)
 
   def compile_step():
     with contextlib.suppress(Exception), jax.set_mesh(built.mesh):
       # What is raised here is raised again, and reported, by the call below.
-      built.train_step.lower(
-        built.abstract, batch, step.floats(config)
-      ).compile()
+      trace(config, built).lower().compile()
 
   thread = threading.Thread(target=compile_step)
   thread.start()

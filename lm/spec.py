@@ -66,6 +66,10 @@ def knobs(package: str, name: str) -> dict[str, Any]:
         f"{package}/{name}.py: '{p.name}' must stand before the `*`; a run "
         'gives it by position.'
       )
+    if p.default is p.empty:
+      raise UserError(
+        f"{package}/{name}.py: the keyword '{p.name}' needs a default."
+      )
     value = float(p.default) if p.annotation is float else p.default
     if not isinstance(value, (float, *_STATIC)):
       raise UserError(
@@ -203,7 +207,7 @@ def parse(arg: str, **defaults: str) -> dict[str, str]:
       raise UserError(f"'{part}' has no value; write '{key}=NAME'.")
     if not equals or key not in defaults:
       raise UserError(
-        f"'{part}' is not a choice; write KEY=VALUE."
+        f"'{part}' is not a choice of this file, written as KEY=VALUE."
         + did_you_mean(key, defaults)
       )
     if key in chosen:

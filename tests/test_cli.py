@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -58,6 +59,10 @@ def _train(*args, monkeypatch):
     (['--config={tmp}/none.py'], 'returns no ConfigDict, but None'),
     (['--config={tmp}/none.py:x'], "none.py': TypeError: get_config() takes 0"),
     (['--config=configs/debug.py:lion'], "'lion' is not a choice"),
+    (['--config=configs/debug.py:foo=3'], "'foo=3' is not a choice of this"),
+    (['--config.optimizer=lion'], 'colon: --config=FILE:optimizer=NAME.'),
+    (['--config.model=x'], "'model' is a section, which takes no value"),
+    (['--config.b1=0.5'], "Did you mean 'optimizer.b1'?"),
     (['--config=configs/debug.py:optimiser=lion'], "Did you mean 'optimizer'?"),
     (['--config=configs/debug.py:optimizer=lionn'], "Did you mean 'lion'?"),
     (['--config=configs/debug.py:schedule=wds'], "Did you mean 'wsd'?"),
@@ -287,7 +292,8 @@ def test_libraries_are_quiet_about_what_is_reported(monkeypatch):
   seen = []
   monkeypatch.setattr(noise, '_hooks', [seen.append])
   for text in ('Event loop is closed', 'another'):
-    noise.unraisable(types.SimpleNamespace(exc_value=RuntimeError(text)))
+    about = {'exc_type': RuntimeError, 'exc_value': RuntimeError(text)}
+    noise.unraisable(types.SimpleNamespace(**about))
   assert [str(x.exc_value) for x in seen] == ['another']
   monkeypatch.setattr(sys, 'unraisablehook', print)
   for _ in range(2):
@@ -303,6 +309,40 @@ def test_libraries_are_quiet_about_what_is_reported(monkeypatch):
   assert not noise.wanted(record('Failed to get item metadata of x'))
   assert noise.wanted(record('Task exception', ValueError('another')))
   assert noise.wanted(record('I say: Failed to get item metadata'))
+
+
+def test_a_ctrl_c_that_hits_a_callback_comes_again():
+  about = {'exc_type': KeyboardInterrupt, 'exc_value': KeyboardInterrupt()}
+  with pytest.raises(KeyboardInterrupt):
+    noise.unraisable(types.SimpleNamespace(**about))
+    time.sleep(30)
+
+
+_CACHE = """
+import sys
+from launch import cli
+sys.argv = ['x', '--config=configs/debug.py']
+config = cli.define_config()
+def main():
+  import jax
+  print(jax.config.jax_compilation_cache_dir)
+cli.run(main, 'configs/debug.py')
+"""
+
+
+def test_programs_are_compiled_once_per_machine():
+  """The cache is chosen before a config imports jax."""
+  environment = dict(os.environ)
+  del environment['JAX_COMPILATION_CACHE_DIR']
+  done = subprocess.run(
+    [sys.executable, '-c', _CACHE],
+    cwd=helpers.ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  assert done.stdout.startswith(str(helpers.ROOT / '.cache' / 'jax'))
 
 
 def test_the_help_of_merge_lists_every_method_with_its_knobs(

@@ -259,6 +259,32 @@ def test_surface_table_and_picture(runs, run, tmp_path):
     judgement.cooldown(branch, run)
 
 
+def test_a_run_that_was_stopped_is_emulated_as_if_it_was_not(
+  run, tmp_path, monkeypatch
+):
+  """Its checkpoint where it stopped is in no default window and no raw sum."""
+  config = helpers.config(
+    'schedule=constant', checkpoint__every_steps=3, eval__every_steps=0
+  )
+  with monkeypatch.context() as m:
+    m.setattr(loop.Preemption, 'reached', lambda self, n: n == 8)
+    assert loop.train(config, tmp_path) == 'preempted'
+  assert loop.train(config, tmp_path) == 'done'
+  stopped = run_lib.Run(tmp_path)
+  assert 8 in stopped.steps and 8 not in run.steps
+  assert judgement.grid(stopped, [], []) == judgement.grid(run, [], [])
+  for means in (False, True):
+    here, there = (
+      [
+        (str(p.relative_to(r.path)), c)
+        for p, c in _plan(r, means=means).sources
+      ]
+      for r in (stopped, run)
+    )
+    assert here == there
+  assert _plan(stopped, end=8, window=8).about['end'] == 8
+
+
 def test_the_commands(run):
   """One pass through each command as a user types it, and one mistake each."""
   done = helpers.command(

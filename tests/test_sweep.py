@@ -1,5 +1,6 @@
 """launch.sweep: its table, its picture, and the command."""
 
+import importlib
 import json
 import math
 
@@ -47,7 +48,8 @@ def test_groups_are_alike_but_for_the_seed():
     for seed in (0, 1)
   ]
   losses = [3.0, 3.2, 2.0, 2.2, 5.0, math.inf, 4.0, 4.4]
-  found = sweeps.groups(_methods(rows), losses)
+  seeds = [0, 1] * 4
+  found = sweeps.groups(_methods(rows), seeds, losses)
   assert [g.values for g in found[:2]] == [
     {'optimizer': 'a', 'rate': 0.1},
     {'optimizer': 'a', 'rate': 10.0},
@@ -59,21 +61,50 @@ def test_groups_are_alike_but_for_the_seed():
   assert body[2][-1] == '1 of 2 diverged'
   assert sweeps.axis(found) == 'rate'
   lines = sweeps.lines(found, 'rate')
-  assert [x for x, _ in lines['a']] == [0.1, 10.0]
-  np.testing.assert_array_equal(lines['b'][1][1], [4.0, 4.4])
+  assert [g.values['rate'] for g in lines['a']] == [0.1, 10.0]
+  assert lines['b'][1].losses == {0: 4.0, 1: 4.4}
+  header, body = sweeps.bests(found, 'rate')
+  assert header == ['optimizer', 'best rate', 'loss', 'minus a']
+  assert body[0][:2] == ['a', '10 or higher'] and body[0][3] == ''
+  low, high = stats.ttest_rel([4.0, 4.4], [2.0, 2.2]).confidence_interval(0.95)
+  assert body[1][1:] == [
+    '10 or higher', sweeps.table(found)[1][3][-1],
+    f'+2.1000 ±{(high - low) / 2:.4f}',
+  ]  # fmt: skip
   (ax,) = schedule_pictures.sweep(lines, 'rate').axes
   assert (ax.get_xlabel(), ax.get_xscale()) == ('rate', 'log')
   np.testing.assert_allclose(ax.lines[0].get_ydata(), [3.1, 2.1])
 
 
+def test_a_best_inside_is_no_end_and_unequal_seeds_have_no_difference():
+  rows = [{'optimizer': n, 'rate': r} for n in 'ab' for r in (1, 2, 3)]
+  found = sweeps.groups(
+    _methods(rows), [0, 0, 0, 0, 1, 0], [2.0, 1.0, 2.0, 3.0, 2.0, 2.5]
+  )
+  assert [row[1] for row in sweeps.bests(found, 'rate')[1]] == ['2', '2']
+  assert [row[3] for row in sweeps.bests(found, 'rate')[1]] == ['', '']
+
+
+@pytest.mark.parametrize('bad', [[math.inf, 2.0, 1e9], [math.inf] * 3])
+def test_what_diverged_is_no_best_and_does_not_hide_the_rest(bad):
+  rows = [{'rate': r} for r in (100.0, 1.0, 10.0)]
+  found = sweeps.groups(_methods(rows), [0] * 3, bad)
+  stars = [row[-1].endswith('*') for row in sweeps.table(found)[1]]
+  assert stars == [x == 2.0 for x in bad]
+  (ax,) = schedule_pictures.sweep(sweeps.lines(found, 'rate'), 'rate').axes
+  assert ax.get_xlim()[0] <= 1 and ax.get_xlim()[1] >= 100
+  above = [x for x in ax.lines if x.get_marker() == '^']
+  assert 100.0 in above[0].get_xdata()
+
+
 def test_no_numbers_no_axis():
-  one = sweeps.groups(_methods([{'seed': 0}, {'seed': 1}]), [1.0, 2.0])
+  one = sweeps.groups(_methods([{'seed': 0}, {'seed': 1}]), [0, 1], [1.0, 2.0])
   assert len(one) == 1 and not sweeps.axis(one)
   words = _methods([{'schedule': 'a'}, {'schedule': 'b'}])
-  assert not sweeps.axis(sweeps.groups(words, [1.0, 2.0]))
+  assert not sweeps.axis(sweeps.groups(words, [0, 0], [1.0, 2.0]))
   # A field that some settings leave out is not an axis.
   some = _methods([{'b1': 0.5}, {'b1': 0.9}, {'optimizer': 'b'}])
-  assert not sweeps.axis(sweeps.groups(some, [1.0, 2.0, 3.0]))
+  assert not sweeps.axis(sweeps.groups(some, [0] * 3, [1.0, 2.0, 3.0]))
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
@@ -123,7 +154,14 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     ("{'a': {'rate': 3}}", "no field 'rate'"),
     ("{'a': {'optimizer': 'lions'}}", "Did you mean 'lion'"),
     ("{'a': {}, 'b': {'learning_rate': -1.0}}", 'learning_rate=-1.0 must be'),
-    ("{'a': {'num_steps': 'x'}}", 'num_steps'),
+    ("{'a': {'num_steps': 'x'}}", "The setting 'a': flag --config.num_steps"),
+    ("{'a': {'model': {'d_model': 16}}}", "'model' is a section, which takes"),
+    ("{'sweep.json': {}}", "names a setting 'sweep.json'"),
+    ("{'a': {}, 'b': {'seed': 0}}", "'a' and 'b' are the same run"),
+    ("{'a': {'optimizer': 'lion,size=tiny'}}", "has optimizer='lion,size"),
+    ("{'a': {}, 'b': {'branch': '/nope@2'}}", "The setting 'b': '/nope"),
+    ("{'a': {}, 'b': {'init': '/nope@2'}}", "The setting 'b': '/nope"),
+    ("{'a': {'batch_size': 4}}", "'--config.batch_size=16' is given, and"),
     ('1 / 0', 'division by zero'),
   ],
 )
@@ -136,6 +174,7 @@ def test_mistakes_come_before_training(
     f"def sweep(arg=''):\n  return {returned}\n"
   )
   words = f'--config={file}', f'--workdir={tmp_path}/out'
+  words += ('--config.batch_size=16',)
   assert tools.call(monkeypatch, 'sweep', *words) == 2
   output = capsys.readouterr()
   assert sentence in output.err and output.err.count('error: ') == 1
@@ -150,3 +189,26 @@ def test_a_file_without_a_sweep(tmp_path, monkeypatch, capsys):
   )
   assert tools.call(monkeypatch, 'sweep') == 2
   assert '--workdir is missing' in capsys.readouterr().err
+
+
+def test_an_optimizer_that_raises_is_refused_before_training(
+  tmp_path, monkeypatch, capsys
+):
+  """When it is traced; and a rate may be a number of numpy."""
+  lion = importlib.import_module('optimizers.lion')
+  monkeypatch.setattr(lion, 'descend', lion.descend)  # put back at the end
+  file = tmp_path / 'x.py'
+  file.write_text(
+    'import numpy as np\nimport optax\nfrom configs.debug import get_config\n'
+    'import importlib\nlion = importlib.import_module("optimizers.lion")\n'
+    'def update(*_):\n  raise ZeroDivisionError("mine")\n'
+    'lion.descend = lambda *a, **k: optax.GradientTransformation('
+    'optax.sgd(1.0).init, update)\n'
+    "def sweep(arg=''):\n  return {"
+    "'a': {'learning_rate': np.float64(1e-3)}, 'b': {'optimizer': 'lion'}}\n"
+  )
+  words = f'--config={file}', f'--workdir={tmp_path}/out'
+  assert tools.call(monkeypatch, 'sweep', *words) == 2
+  error = capsys.readouterr().err
+  assert "The setting 'b': " in error and 'ZeroDivisionError: mine' in error
+  assert error.count('\n') == 1 and not [*tmp_path.glob('out/*/meta.json')]

@@ -87,7 +87,8 @@ def plan(
   if not saved:
     raise UserError(f'{run.path} has no checkpoints.')
   end = saved[-1] if end is None else end
-  window = checked_window(saved, end, window)
+  planned = regular(run, end)
+  window = checked_window(planned, end, window)
   closed = method.get('grid') == 'block' or method['name'] == 'from_run'
   if means:
     knots = sources.mean_steps(run.path, end=end, window=window)
@@ -96,7 +97,7 @@ def plan(
     end = knots[-1]
   else:
     knots = sources.raw_steps(
-      saved, end=end, window=window + closed, every=every
+      planned, end=end, window=window + closed, every=every
     )
   rates = run.learning_rates()
   if not len(rates[knots[0] : end]):
@@ -229,6 +230,15 @@ def _mean_rates(rates, knots, found):
   before = dict(zip(knots[1:], knots[:-1], strict=True))
   steps = [(p.name, int(p.parent.name)) for p, _ in found]
   return np.array([at[before[s] if n == 'mean' else s] for n, s in steps])
+
+
+def regular(run: Run, end: int | None = None) -> list[int]:
+  """Returns the checkpoints that the run has however often it was stopped.
+
+  Those are at multiples of every_steps, and at the end.
+  """
+  steps, every = run.steps, run.config.checkpoint.every_steps
+  return [s for s in steps if s % every == 0 or s in (end, steps[-1])]
 
 
 def checked_window(saved: Sequence[int], end: int, window: int) -> int:

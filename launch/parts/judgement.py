@@ -77,15 +77,16 @@ def grid(
   Default ends are four, evenly spaced; default windows 10, 20 and 40 % of each,
   those that hold two checkpoints, or that interval means cover.
   """
-  saved = run.steps
+  saved = emulation.regular(run)
   if len(saved) < 3:
     raise UserError(f'{run.path} has {len(saved)} checkpoints; 3 are needed.')
   near = lambda x: min(saved, key=lambda s: abs(s - x))
   ends = list(ends) or [near(saved[-1] * f) for f in (0.25, 0.5, 0.75, 1)]
   means, pairs = 'means' in stored.available(run), []
   for end in dict.fromkeys(ends):
-    if end not in saved:
-      raise UserError(f'--ends: {end} is not a checkpoint; there are {saved}.')
+    legal = [s for s in run.steps if s > 0]
+    if end not in legal:
+      raise UserError(f'--ends: {end} is not a checkpoint; there are {legal}.')
     fifths = [end - near(end * f) for f in (0.9, 0.8, 0.6)]
     lengths = windows or [w for w in fifths if means or _enough(run, end, w)]
     pairs += [(end, w) for w in dict.fromkeys(lengths) if 0 < w <= end]

@@ -159,27 +159,40 @@ def ranking(rows: Sequence) -> figure.Figure:
 
 
 def sweep(lines: Mapping, key: str) -> figure.Figure:
-  """Draws the loss over a field.
+  """Draws the loss over a field; what lies above the picture as triangles.
 
   Args:
-    lines: name -> (value of the field, losses of the seeds), sorted.
+    lines: name -> launch.parts.sweeps.Group by their value of the field.
     key: the field.
   """
   fig, (ax,) = _figure(1, width=6.5)
-  for i, (name, points) in enumerate(lines.items()):
+  halves = []  # the lower half of each line is to be seen
+  for i, (name, groups) in enumerate(lines.items()):
     style = {'color': f'C{i % 10}', 'linestyle': _DASHES[i // 10 % 4]}
-    x = [value for value, _ in points]
-    ax.plot(x, [y.mean() for _, y in points], label=name, marker='o', ms=3,
-            **style)  # fmt: skip
-    band = [y.min() for _, y in points], [y.max() for _, y in points]
+    x = [g.values[key] for g in groups]
+    y = np.array([[*g.losses.values()] for g in groups], object)
+    means = np.array([g.mean for g in groups])
+    ax.plot(x, means, label=name, marker='o', ms=3, **style)
+    band = [min(seeds) for seeds in y], [max(seeds) for seeds in y]
     ax.fill_between(x, *band, color=style['color'], alpha=0.2)
-  values = [value for points in lines.values() for value, _ in points]
+    halves += sorted(means[np.isfinite(means)])[: len(means) // 2 + 1]
   ax.set(xlabel=key, ylabel='final validation loss (nats)')
+  values = [g.values[key] for groups in lines.values() for g in groups]
+  if not halves:  # a logarithmic axis needs a point
+    ax.set_xlim(min(values), 2 * max(values))
   if min(values) > 0 and max(values) >= 4 * min(values):
     _logarithmic(ax)
-  _limit(ax, [x for points in lines.values() for _, y in points for x in y])
-  if len(lines) > 1:
-    ax.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1))
+  low, high = (min(halves), max(halves)) if halves else (0.0, 1.0)
+  pad = 0.08 * (high - low) or 0.1
+  ax.set_ylim(low - pad, high + pad)
+  for i, groups in enumerate(lines.values()):
+    above = [g.values[key] for g in groups if not g.mean <= high + pad]
+    ax.plot(above, [high + pad] * len(above), '^', color=f'C{i % 10}',
+            clip_on=False)  # fmt: skip
+  ax.legend(
+    fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1), title_fontsize=7,
+    title='mean; band: all seeds;\ntriangle: above, or diverged',
+  )  # fmt: skip
   return fig
 
 

@@ -21,7 +21,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     grid.add_row(*(str(x) for x in row))
   out = console.Console()
   # Wide enough for a file or a pipe, where there is no terminal to fit.
-  console.Console(width=None if out.is_terminal else 120).print(grid)
+  console.Console(width=None if out.is_terminal else 200).print(grid)
 
 
 def loss(run: Any, losses: np.ndarray) -> tuple[str, str, str]:
@@ -52,6 +52,10 @@ def effective_count(about: Mapping[str, Any]) -> None:
 
 def results_path(workdir: str, name: str, *suffixes: str) -> pathlib.Path:
   """Returns where the results go; refuses, early, what cannot be written."""
+  if ',' in workdir:
+    raise UserError(f"--workdir='{workdir}' must have no comma.")
+  if pathlib.Path(workdir, 'config.json').exists():
+    raise UserError(f"--workdir='{workdir}' is a run; use a directory of runs.")
   try:
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
   except OSError as e:

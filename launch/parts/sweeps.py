@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
 
 from launch import cli
-from launch.parts import ranking, trials
+from launch.parts import comparison, given, ranking, trials
+from lm import card
 from lm.errors import UserError, of_code
 
 _NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}')
@@ -17,11 +20,18 @@ class Group(NamedTuple):
   """Settings that are alike but for the seed.
 
   values: {key: value} of the keys that are not the same in all groups.
-  losses: final validation losses in nats, inf of a run that diverged.
+  losses: {seed: final validation loss in nats}, inf of a run that diverged.
   """
 
   values: dict[str, Any]
-  losses: np.ndarray
+  losses: dict[int, float]
+
+  @property
+  def mean(self) -> float:
+    return float(np.mean([*self.losses.values()]))
+
+  def cell(self) -> str:
+    return ranking.mean(np.array([*self.losses.values()]))
 
 
 def settings() -> dict[str, trials.Method]:
@@ -34,7 +44,9 @@ def settings() -> dict[str, trials.Method]:
   Raises:
     UserError: no sweep(), or one that does not return this.
   """
-  path, arg = cli.given_file()
+  path, arg = given.file()
+  if path.endswith('.json'):
+    raise UserError(f"'{path}' is the config of one run, without a sweep().")
   module = cli.load_module(path)
   if not hasattr(module, 'sweep'):
     raise UserError(f"'{path}' has no sweep(); for example configs/sweep.py.")
@@ -45,51 +57,131 @@ def settings() -> dict[str, trials.Method]:
       f"'{path}': sweep() returns no {{name: {{key: value}}}}, but "
       f'{found!r:.40}.'
     )
-  return {name: _setting(path, name, given) for name, given in found.items()}
+  settings = {name: _setting(path, name, x) for name, x in found.items()}
+  own = {'--config.' + k for m in settings.values() for k in m.fields}
+  own |= {f'{k}=' for m in settings.values() for k in m.choices}
+  words = [*given.flags_of({})[1:], *arg.split(',')]
+  if twice := [x for x in words if x.startswith(tuple(own))]:
+    raise UserError(
+      f"'{twice[0]}' is given, and the sweep() of '{path}' gives it, too."
+    )
+  return settings
 
 
-def _setting(path, name, given):
-  if not isinstance(name, str) or not _NAME.fullmatch(name):
+def configs(
+  settings: Mapping[str, trials.Method],
+) -> dict[str, ConfigDict]:
+  """Returns the config of each setting.
+
+  Raises:
+    UserError: a field that does not exist, a value of another type, a setting
+      that is the same as another one.
+  """
+  found, names = {}, {}
+  for name, method in settings.items():
+    try:
+      found[name] = method.config()
+    except (UserError, flags.Error) as e:
+      raise UserError(f"The setting '{name}': {e}") from e
+    other = names.setdefault(card.config_hash(found[name]), name)
+    if other != name:
+      raise UserError(f"The settings '{other}' and '{name}' are the same run.")
+  return found
+
+
+def _setting(path, name, chosen):
+  taken = name in ('sweep.json', 'sweep.png')
+  if not isinstance(name, str) or taken or not _NAME.fullmatch(name):
     raise UserError(
       f"'{path}': sweep() names a setting {name!r:.60}; legal: at most 200 "
-      'letters, digits and _.=+-, as it names a directory.'
+      'letters, digits and _.=+-, as it names a directory (sweep.json and '
+      'sweep.png are files).'
     )
-  if not isinstance(given, dict):
+  if not isinstance(chosen, dict):
     raise UserError(
-      f"'{path}': the setting '{name}' is no {{key: value}}, but {given!r:.40}."
+      f"'{path}': the setting '{name}' is no {{key: value}}, but "
+      f'{chosen!r:.40}.'
     )
-  choices = {k: v for k, v in given.items() if k in trials.CHOICES}
-  fields = {k: v for k, v in given.items() if k not in trials.CHOICES}
+  chosen = {
+    k: v.item() if isinstance(v, np.generic) else v for k, v in chosen.items()
+  }
+  choices = {k: v for k, v in chosen.items() if k in trials.CHOICES}
+  for key, value in choices.items():
+    if not re.fullmatch(r'\w+', str(value)):
+      raise UserError(
+        f"'{path}': the setting '{name}' has {key}={value!r}; legal: a name."
+      )
+  fields = {k: v for k, v in chosen.items() if k not in trials.CHOICES}
   return trials.Method(name, choices, fields)
 
 
 def groups(
-  found: Mapping[str, trials.Method], losses: Sequence[float]
+  found: Mapping[str, trials.Method],
+  seeds: Sequence[int],
+  losses: Sequence[float],
 ) -> list[Group]:
   """Returns the settings without their seeds, in order."""
   rows = [{**m.choices, **m.fields} for m in found.values()]
   keys = [k for k in dict.fromkeys(k for r in rows for k in r) if k != 'seed']
   keys = [k for k in keys if len({str(r.get(k)) for r in rows}) > 1]
-  together: dict[str, tuple[dict[str, Any], list[float]]] = {}
-  for r, loss in zip(rows, losses, strict=True):
+  together: dict[str, Group] = {}
+  for r, seed, loss in zip(rows, seeds, losses, strict=True):
     values = {k: r[k] for k in keys if k in r}
-    together.setdefault(str(values), (values, []))[1].append(loss)
-  return [Group(v, np.array(found)) for v, found in together.values()]
+    together.setdefault(str(values), Group(values, {})).losses[seed] = loss
+  return [*together.values()]
 
 
 def table(found: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
   """Returns the header and the cells, a row per group; * marks the best."""
-  keys = list(dict.fromkeys(k for g in found for k in g.values))
-  best = min(found, key=lambda g: g.losses.mean())
+  keys = _keys(found)
+  best = min(found, key=lambda g: g.mean)
+  best = best if np.isfinite(best.mean) else None
   body = [
     [
       *(_text(g.values.get(k, '-')) for k in keys),
-      str(g.losses.size),
-      ranking.mean(g.losses) + (' *' if g is best else ''),
+      str(len(g.losses)),
+      g.cell() + (' *' if g is best else ''),
     ]
     for g in found
   ]
   return [*keys, 'seeds', 'loss'], body
+
+
+def bests(
+  found: Sequence[Group], key: str
+) -> tuple[list[str], list[list[str]]]:
+  """Returns the best value of `key` for all that is alike but for it.
+
+  With where the best is an end of the values, and the difference from the
+  first row, paired by seed, if they have the same seeds.
+  """
+  others = [k for k in _keys(found) if k != key]
+  rows = [(points, min(points, key=lambda g: g.mean))
+          for points in lines(found, key).values()]  # fmt: skip
+  first = rows[0][1]
+  body = []
+  for points, best in rows:
+    end = {0: ' or lower', len(points) - 1: ' or higher'}
+    end = end.get(points.index(best), '') if len(points) > 1 else ''
+    cells = [_text(best.values.get(k, '-')) for k in others]
+    at = _text(best.values[key]) + end
+    body.append([*cells, at, best.cell(), _minus(best, first)])
+  name = ', '.join(_text(first.values.get(k, '-')) for k in others)
+  return [*others, f'best {key}', 'loss', f'minus {name}'], body
+
+
+def _minus(g, first):
+  if g is first or [*g.losses] != [*first.losses]:
+    return ''
+  a, b = [*g.losses.values()], [*first.losses.values()]
+  if not np.isfinite([*a, *b]).all():
+    return ''
+  found = comparison.difference(a, b)
+  return str(found) if len(a) > 1 else f'{found.mean:+.4f}'
+
+
+def _keys(found):
+  return list(dict.fromkeys(k for g in found for k in g.values))
 
 
 def _text(value):
@@ -99,19 +191,17 @@ def _text(value):
 def axis(found: Sequence[Group]) -> str:
   """Returns the key that makes an axis: numbers, the most of them; or ''."""
   counts = {}
-  for key in dict.fromkeys(k for g in found for k in g.values):
-    values = {g.values.get(key) for g in found}
+  for key in _keys(found):
+    values = [g.values.get(key) for g in found]
     if all(type(v) in (int, float) for v in values):
-      counts[key] = len(values)
+      counts[key] = len({*values})
   return max(counts, key=counts.get, default='')
 
 
-def lines(
-  found: Sequence[Group], key: str
-) -> dict[str, list[tuple[float, np.ndarray]]]:
-  """Returns {what else is the same: [(value of the key, losses)]}, sorted."""
-  drawn: dict[str, list[tuple[float, np.ndarray]]] = {}
-  for g in found:
+def lines(found: Sequence[Group], key: str) -> dict[str, list[Group]]:
+  """Returns {what else is the same: groups by their value of `key`}."""
+  drawn: dict[str, list[Group]] = {}
+  for g in sorted(found, key=lambda g: g.values[key]):
     rest = ', '.join(_text(v) for k, v in g.values.items() if k != key)
-    drawn.setdefault(rest, []).append((g.values[key], g.losses))
-  return {k: sorted(v, key=lambda x: x[0]) for k, v in drawn.items()}
+    drawn.setdefault(rest, []).append(g)
+  return drawn

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import pathlib
 import re
 import time
@@ -10,9 +11,9 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from launch import cli
-from lm import card, data, log, loop, programs
-from lm.errors import UserError
+from launch.parts import given
+from lm import card, data, log, loop, programs, restore
+from lm.errors import UserError, of_code
 from lm.run import Run
 
 CHOICES = 'optimizer', 'schedule', 'size'  # behind the colon of --config
@@ -29,7 +30,7 @@ class Method(NamedTuple):
 
   def config(self, **fields: Any) -> ConfigDict:
     """Returns the config of this method, with more fields of the config."""
-    return cli.other_config(self.choices, {**self.fields, **fields})
+    return given.changed(self.choices, {**self.fields, **fields})
 
 
 def parse(text: str) -> Method:
@@ -91,15 +92,40 @@ class Trials:
     self._earlier: dict[str, loop.Built] = {}
     self._data: dict[tuple[Any, ...], str] = {}
 
-  def check(self, config: ConfigDict) -> None:
-    """Refuses, before any training, what could not be trained."""
+  def check(
+    self, name: str, config: ConfigDict, path: pathlib.Path | None = None
+  ) -> None:
+    """Refuses, before any training, what could not be trained.
+
+    Args:
+      name: of what is checked, for the sentence.
+      config: of the run.
+      path: its directory, where it is known; it may hold the run.
+    """
+    try:
+      self._check(config, path)
+    except UserError as e:
+      raise UserError(f'{name}: {e}') from e
+
+  def _check(self, config, path):
+    if path and self._finished(path, config):
+      return
+    config = config.copy_and_resolve_references()  # branch_step may write
+    if path and path.exists() and not path.is_dir():
+      raise UserError(f"'{path}' is no directory.")
     if config.branch and '@' not in config.branch:
       raise UserError(
         f"branch='{config.branch}' must name the step, as RUN@1000, so that "
         'all runs begin alike.'
       )
+    restore.branch_step(config, self.workdir)
     kind = programs.statics(config)
-    self._checked[kind] = loop.build(config, self._checked.get(kind))
+    known = self._checked.get(kind)
+    built = self._checked[kind] = loop.build(config, known)
+    restore.check_shapes(config, built.abstract)
+    if not known:  # an optimizer of one's own may raise when it is traced
+      with of_code(f'optimizers/{config.optimizer.name}.py'):
+        programs.trace(config, built)
 
   def path(
     self, method: Method, fields: Mapping[str, float], seed: int
@@ -126,7 +152,8 @@ class Trials:
       Preempted: the run was told to stop.
     """
     begin, status = time.perf_counter(), self._finished(path, config)
-    if status:
+    known = bool(status)
+    if known:
       self.reused += path not in self.losses
     else:
       status = self._train(config, path)
@@ -136,9 +163,11 @@ class Trials:
     loss = float('inf')
     if status == 'done':
       loss = float(Run(path).metrics['eval/loss'].value[-1])
+      loss = loss if math.isfinite(loss) else float('inf')
     if path not in self.losses:
-      seconds = time.perf_counter() - begin
-      print(f'{path}: {loss:.4f} nats ({seconds:.0f} s)', flush=True)
+      took = f'{time.perf_counter() - begin:.0f} s'
+      took = 'trained before' if known else took
+      print(f'{path}: {loss:.6g} nats ({took})', flush=True)
     self.losses[path] = loss
     return loss
 
