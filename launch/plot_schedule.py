@@ -47,6 +47,7 @@ def main() -> None:
     ['schedule', 'steps', 'mean', 'last', 'best peak', 'best loss bound'],
     _rows(found),
   )
+  print('best peak, best loss bound: by the convex bound, over the first row.')
   losses = {k: x for k, v in runs.items() if (x := _loss(v)) is not None}
   show.save(schedule_pictures.multipliers(found, losses), out)
   print(f'wrote {out}')

@@ -68,6 +68,9 @@ def main() -> None:
   show.save(picture, out.with_suffix('.png'))
   for line in refinement.remarks(result):
     print(line)
+  warmup = found.config['schedule'].get('warmup', 0) if found.config else 0
+  if warmup and not _WARMUP.value:
+    print(f'The run began with a warm-up; --warmup={warmup:g} has it, too.')
   print(f'wrote {out} and {out.with_suffix(".png")}')
   if not found.config:
     linear, sweep = refinement.write_sweep(out, result, _SEEDS.value)

@@ -140,7 +140,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     ('--method=muon,optimizer.b9=1', "no field 'optimizer.b9'"),
     ('--method=adamw,seed=3', 'seeds are the same for all'),
     ('--method=adamw', 'is given twice'),
-    ('--method=muon,', 'is empty or repeated'),
+    ('--method=muon,', 'is empty or a second optimizer'),
     ('--tune=gamma', "'gamma' is repeated or no float of these"),
     ('--tune=learning_rate,learning_rate', 'is repeated or no float'),
     ('--factor=1', '--factor=1.0 must be'),

@@ -181,7 +181,7 @@ def remarks(result: Refined) -> list[str]:
   peak = int(m.argmax()) / m.size
   lines = [
     f'{about["norms"]} norms ({about["norms_left_out"]} left out), median over '
-    f'{about["width"]} steps, iteration {about["iteration"]}; peak at '
+    f'{about["width"]} steps, refinement number {about["iteration"]}; peak at '
     f'{peak:.1%} of the run, mean multiplier {m.mean():.3f} (linear: 0.5).'
   ]
   if np.ptp(smooth) < 1e-3 * smooth.mean():

@@ -46,8 +46,8 @@ def parse(text: str) -> Method:
       key, value = 'optimizer', part
     if not value or key in choices or key in fields:
       raise UserError(
-        f"--method={text}: '{part}' is empty or repeated; legal: an optimizer, "
-        'or KEY=VALUE, by commas.'
+        f"--method={text}: '{part}' is empty or a second {key}; legal: an "
+        'optimizer, or KEY=VALUE, by commas.'
       )
     (choices if key in CHOICES else fields)[key] = value
   if 'seed' in fields:
@@ -162,7 +162,10 @@ class Trials:
     self._check_data(path, config)
     loss = float('inf')
     if status == 'done':
-      loss = float(Run(path).metrics['eval/loss'].value[-1])
+      found = Run(path).metrics.get('eval/loss')
+      if found is None or found.step[-1] != config.num_steps:
+        raise UserError(f'{path} is done, but its log has no final loss.')
+      loss = float(found.value[-1])
       loss = loss if math.isfinite(loss) else float('inf')
     if path not in self.losses:
       took = f'{time.perf_counter() - begin:.0f} s'

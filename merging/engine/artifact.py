@@ -77,9 +77,10 @@ def provenance(
 
 def check_name(name: str) -> None:
   """Raises ValueError unless `name` is a plain file name."""
-  if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.=+-]*', name):
+  if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}', name):
     raise ValueError(
-      f"name='{name}' must be a plain file name: letters, digits and _ . = + -."
+      f"name='{name:.80}' must be a plain file name: at most 200 letters, "
+      'digits and _ . = + -.'
     )
 
 
