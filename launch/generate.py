@@ -4,7 +4,11 @@ r"""Samples text from a checkpoint or a merge.
   python -m launch.generate --at=runs/a/merged/linear --temperature=0
 
 Of a run on token shards (data.source='bin') the prompt and the text are the
-numbers of tokens. Each token sees the seq_len tokens before it.
+numbers of tokens, or text with --tokenizer, as launch.prepare_data writes it:
+
+  python -m launch.generate --at=runs/b --tokenizer=data/corpus/tokenizer.json
+
+Each token sees the seq_len tokens before it.
 """
 
 import codecs
@@ -24,6 +28,9 @@ _TEMPERATURE = flags.DEFINE_float(
 _TOP_K = flags.DEFINE_integer(
   'top_k', 0, 'only the k most probable tokens; 0 = all'
 )
+_TOKENIZER = flags.DEFINE_string(
+  'tokenizer', '', 'a tokenizer.json, of a run on token shards'
+)
 _SEED = flags.DEFINE_integer('seed', 0, 'of the random numbers')
 
 
@@ -40,7 +47,9 @@ def main() -> None:
   run = Run(ref.run)
   config = run.config
   _check('top_k', _TOP_K.value, 0, config.model.vocab_size)
-  if sources.is_bytes(config):
+  if _TOKENIZER.value:
+    prompt, show = _tokenized(config)
+  elif sources.is_bytes(config):
     prompt, show = list(os.fsencode(_PROMPT.value)), _text()
   else:
     prompt, show = _numbers(config.model.vocab_size), lambda token: f' {token}'
@@ -65,6 +74,30 @@ def main() -> None:
 def _check(flag, value, least, most):
   if not least <= value <= most:
     raise UserError(f'--{flag}={value} must be from {least} to {most}.')
+
+
+def _tokenized(config):
+  """The prompt, and a function of a token: the text that it completes."""
+  from launch.parts import tokenizing
+
+  tokenizer = tokenizing.load(_TOKENIZER.value)
+  if tokenizer.get_vocab_size() != config.model.vocab_size:
+    raise UserError(
+      f"--tokenizer='{_TOKENIZER.value}' has {tokenizer.get_vocab_size()} "
+      f'tokens, the model {config.model.vocab_size}.'
+    )
+  prompt = tokenizer.encode(_PROMPT.value, add_special_tokens=False).ids
+  tokens, shown = list(prompt), [tokenizer.decode(prompt)]
+
+  def show(token):
+    tokens.append(int(token))
+    text = tokenizer.decode(tokens, skip_special_tokens=False)
+    if text.endswith('\ufffd'):  # part of a character
+      return ''
+    new, shown[0] = text[len(shown[0]) :], text
+    return new
+
+  return prompt, show
 
 
 def _text():

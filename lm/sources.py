@@ -20,7 +20,7 @@ from lm import tokens
 from lm.errors import UserError, did_you_mean
 
 _EVAL_SHARE = 0.05  # of the files or of the tokens, where we make the split
-_MIN_FILES = 20  # fewer are split inside the stream, not file by file
+MIN_FILES = 20  # fewer are split inside the stream, not file by file
 _LEFT_OUT = {
   # Tests are no code to learn from: some are broken on purpose.
   'test',
@@ -127,7 +127,7 @@ def _python_source(config: ConfigDict) -> Corpus:
       for f in files
       if f.endswith('.py') and not f.startswith('_sysconfigdata')
     ]
-  if len(names) < _MIN_FILES:
+  if len(names) < MIN_FILES:
     raise UserError(
       f"data.source='python_source': '{root}' holds {len(names)} .py files; "
       "this Python comes without its sources. Legal: 'text', 'bin'."
@@ -154,8 +154,8 @@ def _text(config: ConfigDict) -> Corpus:
     _no_empty(evaluation, held_out)
     streams = _join(documents), _join(held_out)
     return Corpus(*streams, len(train) + len(evaluation), 'B', 1.0)
-  if len(train) >= _MIN_FILES:
-    root = _fixed_part(config.data.train)
+  if len(train) >= MIN_FILES:
+    root = fixed_part(config.data.train)
     names = [pathlib.Path(os.path.relpath(f, root)).as_posix() for f in train]
     return _by_document(names, documents)
   return Corpus(*_last_part(_join(documents)), len(train), 'B', 1.0)
@@ -208,8 +208,8 @@ def _two_globs(config: ConfigDict) -> tuple[list[str], list[str]]:
       f"data.source='{c.source}' needs files: set data.train to a glob, e.g. "
       "--config.data.train='books/**/*.txt'."
     )
-  train = _files('data.train', c.train)
-  evaluation = _files('data.eval', c.eval) if c.eval else []
+  train = files('data.train', c.train)
+  evaluation = files('data.eval', c.eval) if c.eval else []
   real = {os.path.realpath(f) for f in train}
   shared = [f for f in evaluation if os.path.realpath(f) in real]
   if shared:
@@ -220,27 +220,27 @@ def _two_globs(config: ConfigDict) -> tuple[list[str], list[str]]:
   return train, evaluation
 
 
-def _files(knob: str, pattern: str) -> list[str]:
+def files(knob: str, pattern: str) -> list[str]:
   """Returns the files of a glob, sorted; `**` stands for any folders."""
   try:
     pattern = str(pathlib.Path(pattern).expanduser())
   except RuntimeError as e:
     raise UserError(f"{knob}='{pattern}' cannot be resolved: {e}") from e
   found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 any root
-  files = [f for f in found if not pathlib.Path(f).is_dir()]
-  if found and not files:
+  kept = [f for f in found if not pathlib.Path(f).is_dir()]
+  if found and not kept:
     raise UserError(
       f"{knob}='{pattern}' matches only directories; for all files below one "
       f"write '{found[0].rstrip('/')}/**/*'."
     )
-  if not files:
+  if not kept:
     raise UserError(
       f"{knob}='{pattern}' matches no file, seen from '{pathlib.Path.cwd()}'."
     )
-  return files
+  return kept
 
 
-def _fixed_part(pattern: str) -> str:
+def fixed_part(pattern: str) -> str:
   """Returns the folder in front of the first wildcard of a glob."""
   parts = pathlib.Path(pattern).expanduser().parts[:-1]
   fixed = itertools.takewhile(lambda p: not glob.has_magic(p), parts)
