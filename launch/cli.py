@@ -43,6 +43,7 @@ def run(
     more_help: returns what --help shows below the flags.
   """
   _compilation_cache()  # before anything imports jax
+  noise.quiet()
   try:
     argv = _resolve(sys.argv, default_config)
     if {'--help', '-h', '--helpfull'} & set(argv):
@@ -54,7 +55,6 @@ def run(
     extra = flags.FLAGS(argv)[1:]
     if extra:
       raise UserError(f"'{extra[0]}' is not a flag; flags begin with --.")
-    noise.quiet()
     code = main()
   except (flags.Error, UserError, OSError) as e:
     text = _no_space(e) or ' '.join(str(e).split())
@@ -160,6 +160,8 @@ def _resolve(argv: list[str], default: str) -> list[str]:
       after = True
     else:
       rest.append(arg)
+  if after:
+    raise UserError('--config has no value; for example --config=' + default)
   return [argv[0], f'--config={resolved(chosen)}', *rest]
 
 

@@ -59,6 +59,7 @@ def _train(*args, monkeypatch):
     (['--config={tmp}/none.py'], 'returns no ConfigDict, but None'),
     (['--config={tmp}/none.py:x'], "none.py': TypeError: get_config() takes 0"),
     (['--config=configs/debug.py:lion'], "'lion' is not a choice"),
+    (['--config'], '--config has no value; for example'),
     (['--config=configs/debug.py:foo=3'], "'foo=3' is not a choice of this"),
     (['--config.optimizer=lion'], 'colon: --config=FILE:optimizer=NAME.'),
     (['--config.model=x'], "'model' is a section, which takes no value"),

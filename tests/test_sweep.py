@@ -76,6 +76,24 @@ def test_groups_are_alike_but_for_the_seed():
   np.testing.assert_allclose(ax.lines[0].get_ydata(), [3.1, 2.1])
 
 
+def test_settings_of_equal_values_are_not_one_line():
+  """b1 = 0.5 is not b2 = 0.5; and seeds are paired in any order."""
+  rows = [{key: 0.5, 'rate': r, 'seed': s} for key in ('b1', 'b2')
+          for r in (1.0, 2.0) for s in (0, 1)]  # fmt: skip
+  losses = [4.0, 4.1, 3.0, 3.3, 6.0, 6.0, 5.0, 5.1]
+  found = sweeps.groups(_methods(rows), [0, 1] * 3 + [1, 0], losses)
+  assert [*sweeps.lines(found, 'rate')] == ['b1=0.5', 'b2=0.5']
+  header, body = sweeps.bests(found, 'rate')
+  assert header == ['b1', 'b2', 'best rate', 'loss', 'minus b1=0.5']
+  assert [row[:3] for row in body] == [
+    ['0.5', '-', '2 or higher'],
+    ['-', '0.5', '2 or higher'],
+  ]
+  # Seed 0: 5.1 - 3.0; seed 1: 5.0 - 3.3.
+  low, high = stats.ttest_1samp([2.1, 1.7], 0).confidence_interval(0.95)
+  assert body[1][-1] == f'+1.9000 ±{(high - low) / 2:.4f}'
+
+
 def test_a_best_inside_is_no_end_and_unequal_seeds_have_no_difference():
   rows = [{'optimizer': n, 'rate': r} for n in 'ab' for r in (1, 2, 3)]
   found = sweeps.groups(
@@ -161,6 +179,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     ("{'a': {'optimizer': 'lion,size=tiny'}}", "has optimizer='lion,size"),
     ("{'a': {}, 'b': {'branch': '/nope@2'}}", "The setting 'b': '/nope"),
     ("{'a': {}, 'b': {'init': '/nope@2'}}", "The setting 'b': '/nope"),
+    ("{'b': {'init': '/nope'}}", "init='/nope' must name the step"),
+    ("{'b': {'init': '/nope/merged/a'}}", "The setting 'b': '/nope"),
     ("{'a': {'batch_size': 4}}", "'--config.batch_size=16' is given, and"),
     ('1 / 0', 'division by zero'),
   ],

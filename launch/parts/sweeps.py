@@ -166,14 +166,14 @@ def bests(
     cells = [_text(best.values.get(k, '-')) for k in others]
     at = _text(best.values[key]) + end
     body.append([*cells, at, best.cell(), _minus(best, first)])
-  name = ', '.join(_text(first.values.get(k, '-')) for k in others)
-  return [*others, f'best {key}', 'loss', f'minus {name}'], body
+  minus = f'minus {_name(first, key) or "the first"}'
+  return [*others, f'best {key}', 'loss', minus], body
 
 
 def _minus(g, first):
-  if g is first or [*g.losses] != [*first.losses]:
+  if g is first or {*g.losses} != {*first.losses}:
     return ''
-  a, b = [*g.losses.values()], [*first.losses.values()]
+  a, b = [*g.losses.values()], [first.losses[seed] for seed in g.losses]
   if not np.isfinite([*a, *b]).all():
     return ''
   found = comparison.difference(a, b)
@@ -202,6 +202,14 @@ def lines(found: Sequence[Group], key: str) -> dict[str, list[Group]]:
   """Returns {what else is the same: groups by their value of `key`}."""
   drawn: dict[str, list[Group]] = {}
   for g in sorted(found, key=lambda g: g.values[key]):
-    rest = ', '.join(_text(v) for k, v in g.values.items() if k != key)
-    drawn.setdefault(rest, []).append(g)
+    drawn.setdefault(_name(g, key), []).append(g)
   return drawn
+
+
+def _name(g, key):
+  """What a group is but for its `key`: 'adamw, optimizer.b1=0.5'."""
+  return ', '.join(
+    str(v) if k in trials.CHOICES else f'{k}={v}'
+    for k, v in g.values.items()
+    if k != key
+  )

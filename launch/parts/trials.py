@@ -113,11 +113,14 @@ class Trials:
     config = config.copy_and_resolve_references()  # branch_step may write
     if path and path.exists() and not path.is_dir():
       raise UserError(f"'{path}' is no directory.")
-    if config.branch and '@' not in config.branch:
-      raise UserError(
-        f"branch='{config.branch}' must name the step, as RUN@1000, so that "
-        'all runs begin alike.'
-      )
+    for field in ('branch', 'init'):
+      text = config[field]
+      merge = field == 'init' and '/merged/' in text
+      if text and '@' not in text and not merge:
+        raise UserError(
+          f"{field}='{text}' must name the step, as RUN@1000, so that all runs "
+          'begin alike.'
+        )
     restore.branch_step(config, self.workdir)
     kind = programs.statics(config)
     known = self._checked.get(kind)
