@@ -81,13 +81,15 @@ def _tokenized(config):
   from launch.parts import tokenizing
 
   tokenizer = tokenizing.load(_TOKENIZER.value)
-  if tokenizer.get_vocab_size() != config.model.vocab_size:
+  size = tokenizing.vocab_size(tokenizer)
+  if size != config.model.vocab_size:
     raise UserError(
-      f"--tokenizer='{_TOKENIZER.value}' has {tokenizer.get_vocab_size()} "
-      f'tokens, the model {config.model.vocab_size}.'
+      f"--tokenizer='{_TOKENIZER.value}' has {size} tokens, the model "
+      f'{config.model.vocab_size}.'
     )
   prompt = tokenizer.encode(_PROMPT.value, add_special_tokens=False).ids
-  tokens, shown = list(prompt), [tokenizer.decode(prompt)]
+  tokens = list(prompt)
+  shown = [tokenizer.decode(tokens, skip_special_tokens=False)]
 
   def show(token):
     tokens.append(int(token))

@@ -41,16 +41,23 @@ def main() -> None:
       f'--vocab_size={_VOCAB_SIZE.value} must be from 257, the bytes and the '
       'end of a document, to 1000000.'
     )
+  if _TOKENIZER.value and flags.FLAGS['vocab_size'].present:
+    raise UserError(
+      f"--vocab_size={_VOCAB_SIZE.value} and --tokenizer='{_TOKENIZER.value}' "
+      'exclude each other.'
+    )
   from launch.parts import show, tokenizing
   from lm import sources
 
+  tokenizing.check_installed()
+  tokenizer = None
+  if _TOKENIZER.value:
+    tokenizer = tokenizing.load(_TOKENIZER.value)
   paths, out = sources.files('--input', _INPUT.value), pathlib.Path(_OUT.value)
   if (out / 'train.bin').exists():
     raise UserError(f"'{out}/train.bin' exists; use another --out.")
   held = tokenizing.held_out(_INPUT.value, paths)
-  if _TOKENIZER.value:
-    tokenizer = tokenizing.load(_TOKENIZER.value)
-  else:
+  if tokenizer is None:
     seen = (d.text for d in tokenizing.documents(paths) if d.name not in held)
     tokenizer = tokenizing.train(seen, _VOCAB_SIZE.value)
   try:

@@ -25,7 +25,7 @@ from launch import cli
 from lm.errors import UserError
 
 _DEFAULT = 'configs/sweep.py'
-_CONFIG = cli.define_config()
+cli.define_config()
 _WORKDIR = flags.DEFINE_string('workdir', '', 'directory of all runs')
 
 

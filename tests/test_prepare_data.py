@@ -108,7 +108,7 @@ def test_long_texts_are_cut_and_lose_nothing(tmp_path, monkeypatch):
 
 def test_many_tokens_are_wide(tmp_path, monkeypatch):
   class Wide:
-    get_vocab_size = lambda self: 70_000
+    get_vocab = lambda self: {'a': 1, 'z': 69_999}  # with holes
     token_to_id = lambda self, word: None
 
     def encode_batch(self, texts, add_special_tokens):
@@ -137,6 +137,10 @@ def test_many_tokens_are_wide(tmp_path, monkeypatch):
     ),
     (['--input={tmp}/d.jsonl', '--out={tmp}/o'], 'line 1: not a JSON object'),
     (['--input={tmp}/a.txt', '--out={tmp}/a.txt'], 'cannot be written'),
+    (
+      ['--input=a', '--out=o', '--tokenizer=t', '--vocab_size=300'],
+      "--vocab_size=300 and --tokenizer='t' exclude each other",
+    ),
     (
       ['--input={tmp}/a.txt', '--out={tmp}/o', '--tokenizer={tmp}/no'],
       "no' does not exist",

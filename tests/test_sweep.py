@@ -201,6 +201,23 @@ def test_mistakes_come_before_training(
   assert not [*tmp_path.glob('out/*/meta.json')]
 
 
+def test_a_field_whose_name_begins_alike_may_be_given(
+  tmp_path, monkeypatch, capsys
+):
+  """init_state beside a sweep over init, init_std beside model.init."""
+  file = tmp_path / 'x.py'
+  file.write_text(
+    'from configs.debug import get_config\n'
+    "def sweep(arg=''):\n  return {'a': {'init': '/nope@2'}}\n"
+  )
+  words = f'--config={file}', f'--workdir={tmp_path}/out'
+  more = '--config.init_state=True'
+  assert tools.call(monkeypatch, 'sweep', *words, more) == 2
+  assert "The setting 'a': '/nope" in capsys.readouterr().err
+  assert tools.call(monkeypatch, 'sweep', *words, '--config.init=/b@1') == 2
+  assert "'--config.init=/b@1' is given, and" in capsys.readouterr().err
+
+
 def test_a_file_without_a_sweep(tmp_path, monkeypatch, capsys):
   words = '--config=configs/debug.py', f'--workdir={tmp_path}/out'
   assert tools.call(monkeypatch, 'sweep', *words) == 2

@@ -76,10 +76,15 @@ def mean(losses: np.ndarray) -> str:
 
 def minus(r: Row, first: Row) -> str:
   """Formats the difference from the baseline, paired by seed."""
-  if r is first or not np.isfinite([*r.losses, *first.losses]).all():
+  return '' if r is first else paired(r.losses, first.losses)
+
+
+def paired(losses: Sequence[float], baseline: Sequence[float]) -> str:
+  """Formats the mean difference of losses of the same seeds; '' if diverged."""
+  if not np.isfinite([*losses, *baseline]).all():
     return ''
-  found = comparison.difference(r.losses, first.losses)
-  return str(found) if r.losses.size > 1 else f'{found.mean:+.4f}'
+  found = comparison.difference(losses, baseline)
+  return str(found) if len(losses) > 1 else f'{found.mean:+.4f}'
 
 
 def legend(rows: Sequence[Row]) -> str:

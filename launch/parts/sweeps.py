@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from launch import cli
-from launch.parts import comparison, given, ranking, trials
+from launch.parts import given, ranking, trials
 from lm import card
 from lm.errors import UserError, of_code
 
@@ -58,7 +58,7 @@ def settings() -> dict[str, trials.Method]:
       f'{found!r:.40}.'
     )
   settings = {name: _setting(path, name, x) for name, x in found.items()}
-  own = {'--config.' + k for m in settings.values() for k in m.fields}
+  own = {f'--config.{k}=' for m in settings.values() for k in m.fields}
   own |= {f'{k}=' for m in settings.values() for k in m.choices}
   words = [*given.flags_of({})[1:], *arg.split(',')]
   if twice := [x for x in words if x.startswith(tuple(own))]:
@@ -173,11 +173,8 @@ def bests(
 def _minus(g, first):
   if g is first or {*g.losses} != {*first.losses}:
     return ''
-  a, b = [*g.losses.values()], [first.losses[seed] for seed in g.losses]
-  if not np.isfinite([*a, *b]).all():
-    return ''
-  found = comparison.difference(a, b)
-  return str(found) if len(a) > 1 else f'{found.mean:+.4f}'
+  baseline = [first.losses[seed] for seed in g.losses]
+  return ranking.paired([*g.losses.values()], baseline)
 
 
 def _keys(found):

@@ -91,12 +91,17 @@ def train(texts: Iterator[str], vocab_size: int) -> Any:
   return found
 
 
+def vocab_size(tokenizer: Any) -> int:
+  """Returns the largest token and 1; numbers may be left out."""
+  return max(tokenizer.get_vocab().values()) + 1
+
+
 class Shard:
   """A shard that is being written: PATH and PATH.json, both at the end."""
 
   def __init__(self, path: pathlib.Path, tokenizer: Any) -> None:
     self.path, self.tokenizer = path, tokenizer
-    self.vocab_size = tokenizer.get_vocab_size()
+    self.vocab_size = vocab_size(tokenizer)
     self.dtype = 'uint16' if self.vocab_size <= 1 << 16 else 'uint32'
     self.tokens = self.bytes = self.documents = 0
     self._end = tokenizer.token_to_id(END)
@@ -157,6 +162,11 @@ def _pieces(text):
     pieces.append(text[start:end])
     start = end
   return [*pieces, text[start:]]
+
+
+def check_installed() -> None:
+  """Raises UserError, before anything is read, without `tokenizers`."""
+  _library()
 
 
 def _library():
