@@ -159,7 +159,8 @@ def _gram(xs, rows, product):
 def _blocks(x):
   """X in two blocks where their products run as fast as whole ones: a CPU.
 
-  On 2 cores, 5 steps: 1.12 times as fast on 768 x 768, 1.03 on 384 x 384.
+  By benchmarks/optimizers.py Muon ran at 1.07 to 1.10 of the rate of plain
+  products at 124m, at 0.94 without.
   """
   m = x.shape[-2]
   two = jax.default_backend() == 'cpu' and m >= 256 and m % 2 == 0
