@@ -161,7 +161,8 @@ def _merge_run(options) -> None:
   name = _NAME.value or _default_name(method, plan.about)
   out = run.path / 'merged' / name
   hashed = _hashed(run.path, [*plan.sources, *plan.state])
-  if _done(out, about, ('params', 'state')[: 1 + bool(plan.state)], hashed):
+  items = ('params', 'state')[: 1 + bool(plan.state)]
+  if _done(out, about, items, plan.sources, hashed):
     return
   emulation.write(run, name, plan, about, options, hashed)
   print(f'wrote {out}/params and {out}/merge.json')
@@ -191,7 +192,7 @@ def _merge_inputs(options) -> None:
   )
   _print(about)
   hashed = _hashed(out, plan.sources)
-  if _done(out, about, (found.item,), hashed):
+  if _done(out, about, (found.item,), plan.sources, hashed):
     return
   artifact.write_at(
     out,
@@ -224,10 +225,10 @@ def _hashed(folder, sources):
   return {os.path.relpath(p, folder.absolute()): p for p in paths}
 
 
-def _done(out, about, items, hashed) -> bool:
+def _done(out, about, *inputs) -> bool:
   from launch.parts import finished
 
-  if finished.is_done(out, about, items, hashed):
+  if finished.is_done(out, about, *inputs):
     print(f'{out} is this very merge already.')
     return True
   if _DRY_RUN.value:

@@ -122,7 +122,7 @@ def test_a_damaged_source_leaves_no_merge(run, tmp_path):
 
 
 def test_a_merge_without_its_params_is_not_done(tmp_path):
-  about = dict.fromkeys(('method', 'sources', 'accumulate', 'dtype'), 'x')
+  about = {'method': {}, 'sources': [], 'accumulate': 'x', 'dtype': 'x'}
   out = tmp_path / 'merged' / 'm'
   out.mkdir(parents=True)
   merging_items.save(out / 'params', merging_items.params(0))

@@ -142,7 +142,7 @@ def test_a_damaged_compressed_chunk_is_an_error(tmp_path, handler):
 
 
 def test_a_write_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
-  real, calls = items.create_leaf, []
+  real, calls = items.Writer.create, []
 
   def full_disk(*args, **kwargs):
     calls.append(args)
@@ -150,7 +150,7 @@ def test_a_write_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
       raise OSError(28, 'No space left on device')
     return real(*args, **kwargs)
 
-  monkeypatch.setattr(items, 'create_leaf', full_disk)
+  monkeypatch.setattr(items.Writer, 'create', full_disk)
   with pytest.raises(ValueError, match='cannot be written: .*No space'):
     artifact.write(
       tmp_path / 'run', 'x', sources=made.sources(run, [1.0]), provenance={}
@@ -185,13 +185,13 @@ def test_a_file_that_cannot_grow_leaves_nothing(run, tmp_path):
 _KILLED = """
 import os, signal, sys
 from merging.engine import items, stream
-real, calls = items.create_leaf, []
+real, calls = items.Writer.create, []
 def create(*args, **kwargs):
   calls.append(0)
   if len(calls) == 3:
     os.kill(os.getpid(), signal.SIGKILL)
   return real(*args, **kwargs)
-items.create_leaf = create
+items.Writer.create = create
 stream.merge([(sys.argv[1], 1.0)], sys.argv[2])
 """
 
@@ -288,14 +288,15 @@ def test_artifact_and_its_provenance(run, tmp_path):
   assert sorted(p.name for p in out.iterdir()) == ['merge.json', 'params']
   made.assert_same_bits(made.restore(out / 'params'), stream.combine(sources))
   stored = json.loads((out / 'merge.json').read_text())
-  assert stored == record
+  named = [r.pop('sha256') for r in stored['sources']]
+  assert stored == record and len(set(named)) == 4
+  assert named == artifact.digests(sources)
   row = stored['sources'][2]
   assert row['path'] == 'checkpoints/200/params'
   assert (row['step'], row['item']) == (200, 'params')
   assert row['coefficient'] == 0.25 and row['multiplier'] == 0.5
   assert row['effective_learning_rate'] == 5e-4
   assert [r['multiplier'] for r in stored['sources']] == [1, 0.75, 0.5, 0.25]
-  assert len({r['sha256'] for r in stored['sources']}) == 4
   assert stored['effective_count'] == 4
   assert stored['method']['shape'] == 'linear'
   assert stored['accumulate'] == 'float32' and stored['dtype'] == 'float32'

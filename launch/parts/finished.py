@@ -6,13 +6,15 @@ from typing import Any
 
 from lm import log
 from lm.errors import UserError
-from merging.engine import hashing, plan
+from merging.engine import artifact, hashing, plan
+from merging.engine.plan import Sources
 
 
 def is_done(
   out: pathlib.Path,
   about: Mapping[str, Any],
   items: Sequence[str],
+  sources: Sources = (),
   hashed: Mapping[str, pathlib.Path] | None = None,
 ) -> bool:
   """Returns whether `out` has this very merge, but for versions and time.
@@ -34,8 +36,12 @@ def is_done(
         'remove it and merge again.'
       ) from e
   old = log.read_json(out / 'merge.json')
-  fields = ('method', 'sources', 'accumulate', 'dtype')
-  if not all(old.get(f) == about[f] for f in fields):
+  rows = [dict(row) for row in old.get('sources', [])]
+  contents = [row.pop('sha256', None) for row in rows]
+  fields = ('method', 'accumulate', 'dtype')
+  if rows != about['sources'] or any(old.get(f) != about[f] for f in fields):
+    return False
+  if contents != artifact.digests(sources, about['method'].get('tree', '')):
     return False
   if hashed:
     _check_files(out, old.get('files', {}), hashing.digests(hashed))

@@ -14,7 +14,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from merging.engine import atomic, coefficients, hashing, plan, stream
+from merging.engine import (
+  atomic,
+  coefficients,
+  files,
+  hashing,
+  plan,
+  stream,
+)
 from merging.engine.group import Group
 from merging.engine.plan import Options, Path, Sources
 
@@ -32,6 +39,8 @@ def provenance(
   **options: Any,
 ) -> dict[str, Any]:
   """Returns the content of merge.json, before anything is read or written.
+
+  `write` adds the SHA-256 that names the content of each source.
 
   Args:
     run_dir: the run; paths of sources are stored relative to it.
@@ -57,7 +66,6 @@ def provenance(
       'item': path.name,
       'coefficient': float(coefficient),
       'multiplier': multipliers[i],
-      'sha256': plan.open_item(path, made_with.tree).digest(),
     }
     if learning_rates is not None:
       row['learning_rate'] = float(learning_rates[i])
@@ -118,9 +126,9 @@ def write_at(
     out: directory to create.
     item: of the result in it; '' = the result is `out` itself.
     sources, **options: as for `stream.merge`.
-    provenance: the content of merge.json.
-    hashed: inputs whose files are hashed meanwhile, by the first process, into
-      'files' of merge.json.
+    provenance: the content of merge.json. What names the content of its
+      'sources' is added; the first process hashes it meanwhile.
+    hashed: inputs all of whose files are hashed, too, into its 'files'.
     after_part, before_commit: called with the unfinished directory, by every
       process after its part, by the first when all is written: they may add
       files; what they raise leaves no result.
@@ -136,24 +144,49 @@ def write_at(
     )
     if after_part:
       after_part(folder)
+    _flush(folder)
     return done
 
   def finish(folder, done):
     done()
-    about = {**provenance, 'files': digests()} if hashed else provenance
+    about = dict(provenance)
+    if rows := provenance.get('sources'):
+      about['sources'] = [
+        {**row, 'sha256': opened.digest(sha)}
+        for row, opened in zip(rows, named, strict=True)
+      ]
+    if hashed:
+      about['files'] = hashing.digests(hashed, sha)
     (folder / 'merge.json').write_text(json.dumps(about, indent=2) + '\n')
     if before_commit:
       before_commit(folder)
+    _flush(folder)
     return ''
 
-  mine = hashed if hashed and group.index == 0 else {}
+  named = [
+    plan.open_item(pathlib.Path(p), options.get('tree', '')) for p, _ in sources
+  ]
+  paths = [path for opened in named for path in opened.named_by()]
+  paths += [f for path in (hashed or {}).values() for f in hashing.below(path)]
   with (
     atomic.directory(out, group) as temporary,
-    hashing.beside(mine) as digests,
+    hashing.beside(paths if group.index == 0 else []) as sha,
   ):
     (temporary / item).mkdir(exist_ok=True)
     done = group.together(lambda: part(temporary))
     group.first(lambda: finish(temporary, done))
+
+
+def digests(sources: Sources, tree: str = '') -> list[str]:
+  """Returns what names the content of each source."""
+  named = [plan.open_item(pathlib.Path(p), tree) for p, _ in sources]
+  with hashing.beside(p for item in named for p in item.named_by()) as sha:
+    return [item.digest(sha) for item in named]
+
+
+def _flush(folder):
+  with plan.named(folder, 'all', 'written'):
+    files.flush(folder)
 
 
 def _versions():

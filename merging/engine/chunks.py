@@ -1,4 +1,4 @@
-"""Arrays of an OCDBT store that are read from its files without TensorStore.
+"""Arrays that are read from the files of a store without TensorStore.
 
 TensorStore reads a whole chunk into memory of its own and copies it from there.
 A chunk that is not compressed is a range of a file: read in parts, it stays in
@@ -46,6 +46,15 @@ def values(path: pathlib.Path) -> dict[str, Place | bytes]:
       value = Place(file(*parts.groups()[:2]), int(parts[3]), int(parts[4]))
     found[key.decode()] = value
   return found
+
+
+def of_files(path: pathlib.Path) -> dict[str, Place | bytes]:
+  """Returns the same of a store that is plain files."""
+  return {
+    p.relative_to(path).as_posix(): Place(p, 0, p.stat().st_size)
+    for p in path.rglob('*')
+    if p.is_file()
+  }
 
 
 def _entries(base, location, prefix=b'') -> Iterator[tuple[bytes, Any]]:
@@ -99,6 +108,24 @@ def plain(stored: Values, name: str) -> Plain | None:
     if isinstance(place, Place) and place.size == size:
       places[at] = place
   return Plain(shape, kind, chunk, places)
+
+
+def about(
+  shape: tuple[int, ...], dtype: str, chunk: tuple[int, ...]
+) -> dict[str, Any]:
+  """Returns the content of `.zarray` of such an array."""
+  kind = ts.dtype(dtype).numpy_dtype
+  return {
+    'zarr_format': 2,
+    'shape': list(shape),
+    'chunks': list(chunk),
+    'dtype': dtype if kind.kind == 'V' else kind.str,  # 'bfloat16', '<f4'
+    'compressor': None,
+    'filters': None,
+    'fill_value': None,
+    'order': 'C',
+    'dimension_separator': '.',
+  }
 
 
 def _kind(dtype):

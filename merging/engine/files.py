@@ -1,6 +1,5 @@
 """Parts of arrays that lie in files as in memory: C order, little-endian."""
 
-import io
 import os
 import pathlib
 from collections.abc import Sequence
@@ -30,20 +29,32 @@ def read(
   """Returns the array that begins at byte `start`; errors as of `fill`."""
   out = np.empty(shape, dtype)
   with path.open('rb', buffering=0) as f:
-    fill(out, f, start)
+    fill(memoryview(out.reshape(-1).view(np.uint8)), f.fileno(), start)
   return out
 
 
-def fill(out: np.ndarray, file: io.FileIO, start: int) -> None:
-  """Reads a contiguous array, from byte `start` of a file on.
+def flush(folder: pathlib.Path) -> None:
+  """Waits until what is below a folder is on disk; OSError if it fails."""
+  for path in (folder, *folder.rglob('*')):
+    try:
+      descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+      continue  # another process renamed or removed it
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
+
+
+def fill(view: memoryview, file: int, start: int) -> None:
+  """Reads bytes of an open file, from byte `start` on.
 
   Raises:
     ValueError: the file ends before it.
     OSError: it cannot be read.
   """
-  view = memoryview(out.reshape(-1).view(np.uint8))
   while len(view):
-    n = os.preadv(file.fileno(), [view], start)
+    n = os.preadv(file, [view], start)
     if not n:
-      raise ValueError(f"'{file.name}' ends too early")
+      raise ValueError(f'its file ends at byte {start}, too early')
     view, start = view[n:], start + n

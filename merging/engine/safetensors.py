@@ -12,12 +12,13 @@ import math
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
-from merging.engine import files
+from merging.engine import files, hashing
 from merging.engine.items import Array
 
 _DTYPES = {
@@ -81,13 +82,14 @@ class Folder:
 
     return Array(shape, dtype, (1,) * len(shape), read, place)
 
-  def digest(self) -> str:
-    """Returns the SHA-256 of the SHA-256s of the files."""
-    sha = hashlib.sha256()
-    for file in self.headers:
-      with file.open('rb') as f:
-        sha.update(hashlib.file_digest(f, 'sha256').digest())
-    return sha.hexdigest()
+  def named_by(self) -> list[pathlib.Path]:
+    """Returns the files whose bytes name the content: all that have tensors."""
+    return list(self.headers)
+
+  def digest(self, sha: Callable[[pathlib.Path], str] = hashing.sha256) -> str:
+    """Returns the SHA-256 of the SHA-256s of `named_by`."""
+    found = b''.join(bytes.fromhex(sha(path)) for path in self.named_by())
+    return hashlib.sha256(found).hexdigest()
 
   def writer(
     self, out: pathlib.Path, dtype: str | None, part: tuple[int, int]
