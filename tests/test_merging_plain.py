@@ -199,3 +199,22 @@ def test_what_several_processes_write(tmp_path, reads):
   }
   assert reads
   made.assert_same_bits(got, want)
+
+
+def test_leaf_names_are_places_in_the_result(tmp_path):
+  """As Haiku's with slashes; none leads out of it."""
+  x = np.arange(6, dtype=np.float32)
+  tree = {'lm/~/linear': {'w': x}, 'lm/~': x[:2], 'with a space': x[:1]}
+  source = made.save(tmp_path / 'legal', tree)
+  stream.merge([(source, 1.0)], tmp_path / 'out')
+  made.assert_same_bits(made.restore(tmp_path / 'out'), tree)
+  for i, name in enumerate(('../../out', '/out')):
+    source = made.save(tmp_path / str(i), {'w': x, name: x})
+    with pytest.raises(ValueError, match='written: .* outside the result'):
+      stream.merge([(source, 1.0)], tmp_path / 'in/there')
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+    '0',
+    '1',
+    'legal',
+    'out',
+  ]

@@ -173,9 +173,11 @@ class Writer:
     dtype: str,
     chunk: tuple[int, ...],
   ) -> None:
+    if name.startswith('/') or '..' in name.split('/'):
+      raise ValueError('its name would be a place outside the result')
     kind = ts.dtype(dtype).numpy_dtype
     self._chunks[name] = _split(chunk, kind.itemsize)
-    (self._out / name).mkdir(exist_ok=True)
+    (self._out / name).mkdir(parents=True, exist_ok=True)
     if self._part[0] == 0:
       about = chunks.about(shape, dtype, self._chunks[name])
       (self._out / name / '.zarray').write_text(json.dumps(about))

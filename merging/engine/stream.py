@@ -246,7 +246,7 @@ def _grow(chunk, shape, room) -> list[int]:
     room //= factor
     if factor < wanted:
       break
-  return [min(b, n) for b, n in zip(block, shape, strict=True)]
+  return [max(min(b, n), 1) for b, n in zip(block, shape, strict=True)]
 
 
 def _add(total, block, coefficient, first) -> None:
