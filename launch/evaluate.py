@@ -23,22 +23,30 @@ def main() -> None:
     raise UserError('--at is missing; for example --at=runs/a@1000.')
   from lm import address
 
-  refs = [address.locate(text) for text in _AT.value]
-  from launch.parts import show
+  refs = [address.in_run(text) for text in _AT.value]
+  from launch.parts import comparison, show
   from lm.run import Run
 
-  runs, rows, sets = {}, [], {}
+  runs, rows, sets, first = {}, [], {}, None
   for text, ref in zip(_AT.value, refs, strict=True):
     run = runs.setdefault(ref.run, Run(ref.run))
     at = ref.item.parent.name if ref.step is None else ref.step
     losses = run.losses(run.params(at))
-    rows.append([text, *show.loss(run, losses)])
     tokens, size = run.data.eval_tokens_ES, run.config.eval.batch_size
     same = (size, tokens.shape, tokens.tobytes())
+    minus = ''
+    if first and first[0] == same:
+      minus = str(comparison.difference(losses, first[1]))
+    first = first or (same, losses)
+    rows.append([text, *show.loss(run, losses), minus])
     what = f'{len(losses)} batches of {size} x {tokens.shape[1] - 1} tokens'
     sets.setdefault(same, (what, []))[1].append(text)
-  show.table(['checkpoint', 'loss (nats)', '+-', 'bits per byte'], rows)
-  print('+- is the standard error over batches.')
+  header = ['checkpoint', 'loss (nats)', '+-', 'bits per byte', 'minus first']
+  alone = len(rows) == 1
+  show.table(header[: len(header) - alone], [r[: 5 - alone] for r in rows])
+  print('+-: standard error over batches.')
+  if not alone:
+    print('minus first: paired by batch, ±: 95 % interval.')
   for what, names in sets.values():
     print(f'{", ".join(names)}: {what}')
   if len(sets) > 1:

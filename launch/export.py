@@ -35,7 +35,7 @@ def main() -> None:
   from merging.engine import atomic
 
   hugging_face_files.safetensors()  # a missing package comes first
-  ref = address.locate(_AT.value)
+  ref = address.in_run(_AT.value)
   run = Run(ref.run)
   config = hf.to_config(run.config, dtype=_DTYPE.value)
   with cli.user_errors(), atomic.directory(_OUT.value) as folder:

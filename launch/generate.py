@@ -43,7 +43,7 @@ def main() -> None:
   from lm import address, generate, sources
   from lm.run import Run
 
-  ref = address.locate(_AT.value)
+  ref = address.in_run(_AT.value)
   run = Run(ref.run)
   config = run.config
   _check('top_k', _TOP_K.value, 0, config.model.vocab_size)

@@ -126,6 +126,8 @@ def _merge_run(options) -> None:
   if _STATE.value:
     _refuse(('means', 'stored'), 'does not go with --state')
   run = Run(_RUN.value)
+  if _NAME.value:
+    artifact.check_name(_NAME.value)
   method = emulation.parse_method(_METHOD.value)
   at = {'end': _END.value if _END.value >= 0 else None, 'window': _WINDOW.value}
   if _STORED.value:
@@ -181,7 +183,7 @@ def _merge_inputs(options) -> None:
   plan = foreign.plan(found, method)
   if _CONTROL.value:
     plan = emulation.control(plan, _CONTROL.value, _SEED.value)
-  options['tree'] = found.tree
+  options |= {'tree': found.tree, 'ages': found.steps}
   out = pathlib.Path(_OUT.value)
   about = artifact.provenance(
     out.absolute(),

@@ -30,7 +30,7 @@ def main() -> None:
 
   with cli.user_errors():
     artifact.check_name(_NAME.value)
-  refs = [address.locate(text) for text in _AT.value]
+  refs = [address.in_run(text) for text in _AT.value]
   for text, ref in zip(_AT.value, refs, strict=True):
     if ref.step is None:
       raise UserError(f"--at: '{text}' is a merge; legal: RUN or RUN@STEP.")

@@ -15,7 +15,7 @@ import shlex
 from absl import flags
 
 from launch import cli
-from lm.errors import UserError
+from lm.errors import UserError, through
 
 _DEFAULT = 'configs/quickstart.py'
 _CONFIG = cli.define_config()
@@ -50,7 +50,8 @@ def main() -> int:
   from lm import loop
 
   workdir = _WORKDIR.value
-  status = loop.train(_CONFIG.value, workdir)
+  with through(f'optimizers/{_CONFIG.value.optimizer.name}.py'):
+    status = loop.train(_CONFIG.value, workdir)
   following = {
     'done': _after(workdir) if status == 'done' else '',
     'diverged': f'lower --config.learning_rate; the log is {workdir}'

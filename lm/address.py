@@ -24,12 +24,18 @@ def locate(text: str) -> Ref:
   if (run / 'merge.json').is_file() or (
     run.parent.name == 'merged' and not (run / 'config.json').is_file()
   ):
+    if (run / '_METADATA').is_file() and not at:  # a merge of bare items
+      return Ref(run.parents[1], None, run)
     if at or not (run / 'params').is_dir():
       found = sorted(p.parent.name for p in run.parent.glob('*/params'))
       legal = ', '.join(found) or 'none'
       raise UserError(f"'{text}' is not a merge; merges of this run: {legal}.")
     return Ref(run.parents[1], None, run / 'params')
   saved = steps(run)
+  if not run.exists():
+    raise UserError(
+      f"'{path}' does not exist; legal: RUN, RUN@STEP or RUN/merged/NAME."
+    )
   if not saved:
     raise UserError(f"'{path}' has no checkpoints; legal: a run directory.")
   step = int(at) if at else saved[-1]
@@ -38,6 +44,17 @@ def locate(text: str) -> Ref:
       f"'{text}' does not exist; '{path}' has the steps {_short(saved)}."
     )
   return Ref(run, step, item(run, step, 'params'))
+
+
+def in_run(text: str) -> Ref:
+  """Does so where the run is needed, too, for its config and its data."""
+  ref = locate(text)
+  if ref.step is None and not (ref.run / 'config.json').is_file():
+    raise UserError(
+      f"'{text}' is a merge outside of a run, whose config and data are needed"
+      '; with --out=RUN/merged/NAME a merge is one of RUN.'
+    )
+  return ref
 
 
 def steps(run: str | pathlib.Path) -> list[int]:

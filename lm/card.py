@@ -5,18 +5,15 @@ import hashlib
 import json
 import os
 import pathlib
-import platform
-import subprocess
 import sys
 import time
-from importlib import metadata
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lm import address, follow, log, spec
+from lm import address, log, origin, spec
 from lm import step as step_lib
 from lm.errors import UserError
 
@@ -30,9 +27,6 @@ MAY_CHANGE = (
   'checkpoint.keep_every_steps',
   'mesh.',
 )
-_PACKAGES = (
-  'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy'
-)  # fmt: skip
 LOCK = '.lock'  # in the run directory
 
 
@@ -88,17 +82,6 @@ def config_hash(config: ConfigDict) -> str:
   """Returns 16 hex digits that are equal for equal configs."""
   text = json.dumps(as_dict(config), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def code(config: ConfigDict) -> str:
-  """Returns hashes of the optimizer, the schedules, and files they read."""
-  schedules = [config.schedule, *(s for _, s in follow.parse(config).values())]
-  found = [spec.code_hash('optimizers', config.optimizer.name)]
-  found += [spec.code_hash('schedules', s.name) for s in schedules]
-  tables = [pathlib.Path(s.path) for s in schedules if 'path' in s]
-  digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-  found += [digest(path) for path in tables if path.is_file()]
-  return '-'.join(found)
 
 
 def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:
@@ -244,12 +227,10 @@ class Card:
       'starts': old.get('starts', 0) + 1,
       'data_fingerprint': fingerprint,
       'argv': sys.argv,
-      'git_commit': _git_commit(),
-      'code': code(config),
-      'versions': {
-        'python': platform.python_version(),
-        **{p: metadata.version(p) for p in _PACKAGES},
-      },
+      'git_commit': origin.git_commit(),
+      'code': origin.code(config),
+      'code_before': origin.check(old, config),
+      'versions': origin.versions(),
       'devices': {
         'kind': jax.devices()[0].device_kind,
         'count': jax.device_count(),
@@ -276,25 +257,3 @@ class Card:
 
 def _now() -> str:
   return time.strftime('%Y-%m-%dT%H:%M:%S%z')
-
-
-def _git_commit() -> str:
-  """Returns the commit of this code, with '-dirty' if a file is not in it."""
-
-  def git(*args):
-    done = subprocess.run(
-      ['git', *args],
-      cwd=pathlib.Path(__file__).parent,
-      capture_output=True,
-      text=True,
-      check=True,
-      timeout=10,
-    )
-    return done.stdout.strip()
-
-  try:
-    commit = git('describe', '--always', '--dirty', '--abbrev=40')
-    new = git('ls-files', '--others', '--exclude-standard', '--', ':/*.py')
-  except (OSError, subprocess.SubprocessError):
-    return 'unknown'
-  return f'{commit}-dirty' if new and not commit.endswith('-dirty') else commit

@@ -237,14 +237,22 @@ def restore_item(
 
 
 def restore_tree(path: pathlib.Path, abstract: Any) -> Any:
-  """Restores an Orbax item onto the shardings of `abstract`, unverified."""
+  """Restores an Orbax item onto the shardings of `abstract`, unverified.
+
+  Raises:
+    Damaged: a file of it is missing or unreadable.
+  """
   args = ocp.args.PyTreeRestore(
     item=abstract,
     restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
   )
   # Not through a Checkpointer, which waits for the other processes.
   handler = ocp.PyTreeCheckpointHandler()
-  return handler.restore(epath.Path(path.absolute()), args=args)
+  try:
+    return handler.restore(epath.Path(path.absolute()), args=args)
+  except Exception as e:  # Orbax raises this very class for a broken chunk
+    line = str(e).splitlines()[0] if str(e) else type(e).__name__
+    raise Damaged(f"'{path}' is unreadable: {line}") from e
 
 
 def restore_merged(path: pathlib.Path, abstract: Any) -> Any:

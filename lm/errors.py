@@ -43,4 +43,26 @@ def of_code(path: str) -> Iterator[None]:
     if len(ours) > 2:
       at = f"'{ours[-1].filename}', line {ours[-1].lineno}"
     what, _, _ = str(e).partition('\n')
+    if type(e).__name__ == 'TracerBoolConversionError':
+      what = (
+        '`if` on an array, or on a float keyword, which is one; take '
+        'jnp.where, or a bool, int or str keyword.'
+      )
     raise UserError(f'{at}: {type(e).__name__}: {what}') from e
+
+
+@contextlib.contextmanager
+def through(path: str) -> Iterator[None]:
+  """Does so if the exception came through a file of this name, else nothing."""
+  with contextlib.ExitStack() as stack:
+    try:
+      yield
+    except Exception as e:
+      frames = traceback.extract_tb(e.__traceback__)
+      name = f'/{path.rpartition("/")[2]}'
+      ours = [
+        f.filename for f in frames if not f.filename.startswith(_LIBRARIES)
+      ]
+      if any(file.endswith(name) for file in ours):
+        stack.enter_context(of_code(path))
+      raise

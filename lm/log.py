@@ -110,7 +110,7 @@ _NEWER = _by_type({
   str: 'data.order data.score model.init',
 })  # fmt: skip
 _META = {'status': str, 'step': int}
-_META_NEWER = {'parent': str, 'starts': int, 'code': str}
+_META_NEWER = {'parent': str, 'starts': int, 'code': str, 'code_before': dict}
 
 
 def read_config(run: pathlib.Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lm import card, step
+from lm import card, origin, step
 
 
 def statics(config: ConfigDict) -> str:
@@ -19,7 +19,7 @@ def statics(config: ConfigDict) -> str:
   It has all fields but the seed and the numbers that a step is given, and the
   code and tables that a step reads.
   """
-  found = {**card.as_dict(config), 'code': card.code(config)}
+  found = {**card.as_dict(config), 'code': origin.code(config)}
   for name, value in {'seed': 0, **step.floats(config)}.items():
     if isinstance(value, dict):
       for knob in value:

@@ -79,8 +79,11 @@ class Run:
     Args:
       at: a step, the name of a merge, or None for the newest checkpoint.
     """
-    text = {int: f'{self.path}@{at}', str: f'{self.path}/merged/{at}'}
-    ref = address.locate(text.get(type(at), str(self.path)))
+    if isinstance(at, str):
+      text = f'{self.path}/merged/{at.removeprefix("merged/")}'
+    else:
+      text = str(self.path) if at is None else f'{self.path}@{at}'
+    ref = address.locate(text)
     abstract = checkpoint.abstract_item(ref.item)
     if ref.step is None:
       return checkpoint.restore_merged(ref.item, abstract)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pathlib
 import re
 import runpy
 import shutil
@@ -83,9 +84,9 @@ def _train(*args, monkeypatch):
     (['--config.schedule.shape=lin'], 'linear'),
     (['--config.data.source=web'], "web"),
     (['--config.data.source=bin'], 'data.train'),
-    (['--config.branch=nowhere@5'], "'nowhere' has no checkpoints"),
-    (['--dry_run', '--config.branch=nowhere@5'], "'nowhere' has no checkpoint"),
-    (['--dry_run', '--config.init=nowhere@5'], "'nowhere' has no checkpoints"),
+    (['--config.branch=nowhere@5'], "'nowhere' does not exist"),
+    (['--dry_run', '--config.branch=nowhere@5'], "'nowhere' does not exist"),
+    (['--dry_run', '--config.init=nowhere@5'], "'nowhere' does not exist"),
     (['--config.optimizer.eps=-1'], 'optimizer.eps=-1.0 must be from 0'),
     (['--config=configs/debug.py:optimizer=prodigy',
       '--config.optimizer.d0=0'], 'optimizer.d0=0.0 must be from 1e-30'),
@@ -213,6 +214,31 @@ def test_a_new_file_is_a_new_optimizer(
   run = run_lib.Run(tmp_path / 'a')
   assert run.meta['status'] == 'done'
   assert run.config.optimizer.momentum == 0.5
+
+
+def test_what_a_new_optimizer_raises_is_one_sentence(
+  new_optimizer, tmp_path, monkeypatch, capsys
+):
+  """In the step, too: with its line, and what to do if it is an `if`."""
+  folder = pathlib.Path(optimizers.__path__[-1])
+  for name, line, sentence in (
+    ('branch', 'if momentum > 0.5: momentum', 'line 5: Tracer.* jnp.where'),
+    ('typo', 'optax.nothere', "line 5: AttributeError: .* 'nothere'"),
+  ):
+    (folder / f'zz_test_{name}.py').write_text(f"""import optax
+def zz_test_{name}(learning_rate, *, momentum: float = 0.9):
+  start = optax.sgd(learning_rate)
+  def update(updates, state, params=None):
+    {line}
+    return start.update(updates, state, params)
+  return optax.GradientTransformation(start.init, update)
+""")
+    chosen = f'--config=configs/debug.py:optimizer=zz_test_{name}'
+    workdir = f'--workdir={tmp_path}/{name}'
+    assert _train(chosen, _ONE_LAYER, workdir, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert re.search(f'zz_test_{name}.py.*{sentence}', error), error
+    assert error.count('\n') == 1, error
 
 
 def test_the_contract_covers_a_new_optimizer(new_optimizer):

@@ -198,7 +198,7 @@ def test_a_name_that_leaves_the_run_is_refused_first(
   ('command', 'arguments', 'sentence'),
   [
     ('evaluate', [], '--at is missing; for example --at='),
-    ('evaluate', ['--at=gone'], "'gone' has no checkpoints; legal: a run"),
+    ('evaluate', ['--at=gone'], "'gone' does not exist; legal: RUN, RUN@STEP"),
     ('evaluate', ['--at={run}@7'], "@7' does not exist; '.*' has the steps 0"),
     ('evaluate', ['--at={run},{run}/merged/x'], "x' is not a merge; merges of"),
     ('emulate', [], '--run is missing; for example --run='),

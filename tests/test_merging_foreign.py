@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from tests import helpers, tools
+from tests import merging_items as made
 
 
 def _params(seed):
@@ -287,6 +288,8 @@ def test_safetensors_that_do_not_fit(tmp_path, monkeypatch, capsys):
   check("has no tree 'params'", '--tree=params')
   check('each checkpoint has its own step', '--steps=3,3')
   check('--steps has 1 for 2 inputs', '--steps=3')
+  check("out' lies in", f'--out={tmp_path}/m-1/deep/out')
+  check("dtype='int8' is unknown", '--dry_run', '--dtype=int8')
   check('--run and --inputs exclude each other', '--run=x')
   check('--window needs --run', '--window=10')
   check('from_run needs --run', '--method=from_run')
@@ -341,3 +344,49 @@ def test_the_command_in_its_own_process(saved, tmp_path):
   )
   assert 'Averages noise like ' in done.stdout
   assert f'wrote {tmp_path}/out/items' in done.stdout
+
+
+def test_names_without_steps_are_taken_in_the_order_given(
+  tmp_path, monkeypatch, capsys
+):
+  """Files beside the tensors are those of the last one; steps may say else."""
+  for name in ('b', 'a'):
+    _model(tmp_path / name, 1, 1)
+    (tmp_path / name / 'config.json').write_text(json.dumps({'name': name}))
+  inputs = f'--inputs={tmp_path}/b,{tmp_path}/a'
+  newest = lambda out: json.loads((out / 'config.json').read_text())['name']
+  assert _merge(monkeypatch, inputs, f'--out={tmp_path}/x') == 0
+  assert 'no steps: taken as 1 to 2' in capsys.readouterr().out
+  assert newest(tmp_path / 'x') == 'a'
+  assert _merge(monkeypatch, inputs, f'--out={tmp_path}/y', '--steps=2,1') == 0
+  assert newest(tmp_path / 'y') == 'b'
+  (tmp_path / 'b').rename(tmp_path / '10')
+  (tmp_path / 'a').rename(tmp_path / '9')
+  inputs = f'--inputs={tmp_path}/9,{tmp_path}/10'
+  assert _merge(monkeypatch, inputs, f'--out={tmp_path}/z') == 0
+  assert newest(tmp_path / 'z') == 'b'
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda meta: [],
+    lambda meta: {**meta, 'chunks': [0, 2]},
+    lambda meta: {**meta, 'chunks': [2]},
+    lambda meta: {k: v for k, v in meta.items() if k != 'shape'},
+    lambda meta: {**meta, 'shape': None},
+  ],
+)
+def test_damaged_metadata_of_an_array(tmp_path, monkeypatch, capsys, change):
+  for i in (1, 2):
+    made.save(
+      tmp_path / f'in/{i}', {'w': np.ones((4, 2), 'f4')}, use_ocdbt=False,
+      use_compression=False,
+    )  # fmt: skip
+  path = tmp_path / 'in/2/w/.zarray'
+  path.write_text(json.dumps(change(json.loads(path.read_text()))))
+  out = tmp_path / 'out'
+  code = _merge(monkeypatch, f'--inputs={tmp_path}/in', f'--out={out}')
+  error = capsys.readouterr().err
+  assert code == 2 and "leaf 'w' of" in error and error.count('\n') == 1, error
+  assert not out.exists()

@@ -58,7 +58,8 @@ def test_every_file_of_every_input_is_recorded(
 
 
 def test_a_flipped_byte_in_any_file_changes_it(inputs):
-  read = lambda: hashing.digests({'a': inputs / '1', 'b': inputs / '2'})
+  both = hashing.listing({'a': inputs / '1', 'b': inputs / '2'})
+  read = lambda: hashing.digests(both)
   before = read()
   files = [p for p in inputs.rglob('*') if p.is_file()]
   assert len(files) == sum(map(len, before.values())) > 6
@@ -115,7 +116,9 @@ def test_hashing_is_beside_the_merge_and_off_by_default(
     hashing.sha256(tmp_path / 'gone')
 
 
-@pytest.mark.parametrize('gone', ['block.w', '_METADATA', 'scale/.zarray'])
+@pytest.mark.parametrize(
+  'gone', ['block.w', '_METADATA', 'scale/.zarray', 'scale/0']
+)
 def test_a_merge_that_cannot_be_read_is_not_done(
   inputs, tmp_path, monkeypatch, capsys, gone
 ):

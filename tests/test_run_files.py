@@ -1,13 +1,15 @@
 """Files of a run that somebody edited or a crash cut: one sentence names it."""
 
 import json
+import re
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from configs import base
-from lm import address, card, foreign_logs, log
+from lm import address, card, foreign_logs, log, loop, spec
 from lm import run as run_lib
 from lm.errors import UserError
 from merging.engine import sources
@@ -159,3 +161,39 @@ def test_tools_name_metrics_that_cannot_be_read(
   error = capsys.readouterr().err
   assert error.startswith('error: ') and error.count('\n') == 1
   assert str(run) in error
+
+
+def test_code_that_changes_inside_a_run_is_told_and_kept(
+  run, monkeypatch, capsys
+):
+  old = log.read_meta(run)
+  assert loop.train(helpers.config(), run) == 'done'
+  assert 'warning' not in capsys.readouterr().out
+  monkeypatch.setattr(spec, 'code_hash', lambda package, name: package[0] * 16)
+  for _ in range(2):  # told once
+    assert loop.train(helpers.config(), run) == 'done'
+  told = capsys.readouterr().out
+  assert (
+    told.count('optimizers/adamw.py (or optimizers/parts) has changed') == 1
+  )
+  assert 'since step 12' in told
+  new = log.read_meta(run)
+  assert (
+    new['code_before'] == {'12': old['code']} and new['code'] != old['code']
+  )
+
+
+def test_parameters_of_merges(run, tmp_path, monkeypatch, capsys):
+  """By name, as the README has it; outside of a run there is no config."""
+  arguments = [f'--run={run}', '--name=m', '--end=8', '--window=8']
+  assert tools.call(monkeypatch, 'merge', *arguments) == 0
+  a, b = (run_lib.Run(run).params(name) for name in ('m', 'merged/m'))
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+  at = f'--at={run},{run}/merged/m'
+  assert tools.call(monkeypatch, 'evaluate', at) == 0
+  assert re.search(r'm │ .* │ [+-]0\.\d{4} ±0', capsys.readouterr().out)
+  shutil.move(run / 'merged' / 'm', tmp_path / 'alone')
+  assert tools.call(monkeypatch, 'evaluate', f'--at={tmp_path}/alone') == 2
+  assert "alone' is a merge outside of a run" in capsys.readouterr().err
+  config = helpers.config(init=f'{tmp_path}/alone', num_steps=1)
+  assert loop.train(config, tmp_path / 'next') == 'done'

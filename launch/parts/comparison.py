@@ -39,6 +39,9 @@ class Difference(NamedTuple):
   def __str__(self) -> str:
     return f'{self.mean:+.4f} ±{self.high - self.mean:.4f}'
 
+  def __neg__(self) -> 'Difference':
+    return Difference(-self.mean, -self.high, -self.low)
+
 
 def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
   """Returns a - b paired, with Student's t; one pair has no interval."""
@@ -107,7 +110,8 @@ def rows(found: Comparison) -> list[dict[str, Any]]:
 
   'gain' is last - loss; 'behind' is loss - that of the real cooldown of the
   same window (of the same shape, if there is one); 'recovered' the share of its
-  gain; 'over_best' is loss - that of the best single ingredient.
+  gain, or None if that may be 0; 'over_best' is loss - that of the best single
+  ingredient.
   """
   out = []
   for window in sorted({job.window for job in found.merges}):
@@ -121,8 +125,9 @@ def rows(found: Comparison) -> list[dict[str, Any]]:
       if same:
         row['real'] = same[0].shape
         row['behind'] = difference(losses, same[0].losses)
-        gain = (found.last - same[0].losses).mean()
-        row['recovered'] = row['gain'].mean / gain if gain > 0 else None
+        gain = difference(found.last, same[0].losses)
+        known = gain.low > 0  # else it would be a share of noise
+        row['recovered'] = row['gain'].mean / gain.mean if known else None
       names = [f'{p.parent.name} {p.name}' for p, _ in job.plan.sources]
       against = {
         n: difference(losses, found.ingredients[n]) for n in names
@@ -156,10 +161,10 @@ def table(found: Comparison) -> Table:
     line = [row['window'], row['shape'], row['source'], f'{row["loss"]:.4f}']
     line.append(row['gain'])
     if row['source'] == 'real':
-      line += ['', '100 %' if row['gain'].mean > 0 else '', '', '']
+      line += ['', '100%' if row['gain'].low > 0 else '', '', '']
     else:
       share = row.get('recovered')
-      line += [row.get('behind', ''), f'{share:.0%}' if share else '']
+      line += [row.get('behind', ''), '' if share is None else f'{share:.0%}']
       line += [row['over_best'], f'{row["below"]} of {len(row["against"])}']
     body.append([str(x) for x in line])
   header = ['window', 'shape', 'from', 'loss', 'gain over last',
@@ -174,23 +179,25 @@ def ingredients(run: Run, found: Comparison) -> Table:
     [name, *show.loss(run, x), str(difference(found.last, x))]
     for name, x in sorted(found.ingredients.items(), key=lambda i: age(i[0]))
   ]
-  header = ['item', 'loss', '+-', 'bits per byte', 'gain over last']
+  header = ['item', 'loss', 'its standard error', 'bits per byte',
+            'gain over last']  # fmt: skip
   return 'The parts alone', header, body
 
 
 LEGEND = (
-  'loss: nats. +- and ±: standard error; 95 % interval of the difference '
-  "paired by batch (Student's t), which says what other tokens could change, "
-  'not what another seed could. real: the cooldown of this window, of this '
-  'shape if there is one. best part: the best single item that is averaged. '
-  'below: the parts that the merge is better than with an interval that '
-  'excludes 0.'
+  "loss: nats. ±: 95 % interval of the difference paired by batch (Student's "
+  't), which says what other tokens could change, not what another seed could. '
+  'real: the cooldown of this window, of this shape if there is one. '
+  'recovered: of its gain, if that interval excludes 0. best part: the best '
+  'single item that is averaged. below: the parts that the merge is better '
+  'than with an interval that excludes 0.'
 )
 
 
 def markdown(run: Run, found: Comparison) -> str:
   """Returns the tables as text, with what their columns mean."""
-  text = [f'# Merges of {run.path} against real cooldowns', '']
+  against = ' against real cooldowns' if found.real else ''
+  text = [f'# Merges of {run.path}{against}', '']
   for title, header, body in (table(found), ingredients(run, found)):
     text += [f'## {title}', '', _line(header), _line(['---'] * len(header))]
     text += [*map(_line, body), '']

@@ -36,7 +36,9 @@ def is_done(
         'remove it and merge again.'
       ) from e
   old = log.read_json(out / 'merge.json')
-  rows = [dict(row) for row in old.get('sources', [])]
+  rows = old.get('sources') if isinstance(old, dict) else None
+  if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+    return False
   contents = [row.pop('sha256', None) for row in rows]
   fields = ('method', 'accumulate', 'dtype')
   if rows != about['sources'] or any(old.get(f) != about[f] for f in fields):
@@ -44,7 +46,9 @@ def is_done(
   if contents != artifact.digests(sources, about['method'].get('tree', '')):
     return False
   if hashed:
-    _check_files(out, old.get('files', {}), hashing.digests(hashed))
+    _check_files(
+      out, old.get('files', {}), hashing.digests(hashing.listing(hashed))
+    )
   return True
 
 

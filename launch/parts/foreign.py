@@ -65,7 +65,7 @@ def inputs(paths: Sequence[str], steps: Sequence[int], tree: str) -> Inputs:
     found, steps = _in_folder(found[0], steps)
   if len(found) < 2:
     raise UserError(f'--inputs: {len(found)} checkpoint; a merge needs two.')
-  numbers = list(steps) or [_step(p) for p in found]
+  numbers = list(steps) or _steps(found)
   if len(numbers) != len(found):
     raise UserError(f'--steps has {len(numbers)} for {len(found)} inputs.')
   if len(set(numbers)) < len(numbers):
@@ -103,7 +103,8 @@ def _in_folder(folder, steps):
   """Returns the checkpoints FOLDER/<step> or FOLDER/<name>-<step>."""
   saved = {}
   for path in filter(_is_checkpoint, _sub(folder)):
-    if '.orbax-checkpoint-tmp' not in path.name:
+    merge = (path / 'merge.json').is_file() and not _number(path.name)
+    if '.orbax-checkpoint-tmp' not in path.name and not merge:
       saved.setdefault(_step(path), []).append(path)
   missing = [s for s in steps if s not in saved]
   if missing or not saved:
@@ -118,10 +119,24 @@ def _in_folder(folder, steps):
   return [saved[s][0] for s in chosen], chosen
 
 
+def _steps(paths):
+  """Returns the steps in the names; without any, the places in the list."""
+  parents = {p.absolute().parent.name for p in paths}
+  in_steps = len(parents) == len(paths) and any(map(_number, parents))
+  if in_steps or any(_number(p.name) for p in paths):
+    return [_step(path) for path in paths]
+  print(f'The names of --inputs have no steps: taken as 1 to {len(paths)}.')
+  return list(range(1, len(paths) + 1))
+
+
+def _number(name):
+  return re.search(r'(\d+)$', pathlib.Path(name).stem)
+
+
 def _step(path):
   """Returns the number at the end of a name; items stand in their step."""
   for name in (path.name, path.absolute().parent.name):
-    if digits := re.search(r'(\d+)$', pathlib.Path(name).stem):
+    if digits := _number(name):
       return int(digits[1])
   raise UserError(
     f"--inputs: '{path}' does not end in a step; give all with --steps=1,2,..."

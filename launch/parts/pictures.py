@@ -38,11 +38,11 @@ def _curves(ax, run, real, grid, focus, results) -> None:
     ax.plot(step, loss, '.-', label=f'real cooldown, {r.run.path.name}')
   shapes = list(dict.fromkeys(job.shape for job in results))
   for color, shape in enumerate(shapes, 1):
-    middle = _middle(grid, results, shape)
+    middle = _middle(grid, focus, results, shape)
     size = 4 + 3 * (len(shapes) - color)  # rings: equal losses stay visible
     ax.plot(*middle, 'o--', color=f'C{color}', fillstyle='none',
             markersize=size,
-            label=f'emulated {shape}, middle window')  # fmt: skip
+            label=f'emulated {shape}')  # fmt: skip
   for job, losses in results.items():
     if (job.end, job.window) in focus and job.source == 'raw':
       color = f'C{1 + shapes.index(job.shape)}'
@@ -55,15 +55,18 @@ def _curves(ax, run, real, grid, focus, results) -> None:
   pad = 0.15 * (shown.max() - low)
   ax.set(xlabel='step', ylabel='validation loss (nats)',
          ylim=(low - pad, shown.max() + pad))  # fmt: skip
+  windows = ', '.join(f'{w} steps until {e}' for e, w in focus)
+  ax.set_title(f'windows: {windows}; elsewhere the middle one', fontsize=8)
   ax.legend(fontsize=7)
 
 
-def _middle(grid, results, shape):
-  """Returns end steps and losses of the middle window of each end."""
+def _middle(grid, focus, results, shape):
+  """Returns end steps and losses: of focus there, else of the middle window."""
   found = {}
   for job, losses in results.items():
     windows = sorted(w for e, w in grid if e == job.end) or [0]
-    if job.shape == shape and job.window == windows[len(windows) // 2]:
+    window = dict(focus).get(job.end, windows[len(windows) // 2])
+    if job.shape == shape and job.window == window:
       found[job.end] = losses.mean()
   ends = sorted(found)
   return ends, [found[e] for e in ends]
@@ -88,7 +91,10 @@ def _heat(ax, shape: str, cells: Mapping, gain: Mapping, limit: float):
 
 
 def report(rows: Sequence[Mapping]) -> figure.Figure:
-  """Draws the gain of every merge with its interval, a panel per window."""
+  """Draws every merge with its paired interval, a panel per window.
+
+  Its loss minus that of the real cooldown, or else of the last checkpoint.
+  """
   windows = list(dict.fromkeys(row['window'] for row in rows))
   merges = [row for row in rows if row['source'] != 'real']
   names = list(dict.fromkeys(f'{r["shape"]}, {r["source"]}' for r in merges))
@@ -98,26 +104,31 @@ def report(rows: Sequence[Mapping]) -> figure.Figure:
   )
   panels = fig.subplots(1, len(windows), sharey=True, squeeze=False)[0]
   for ax, window in zip(panels, windows, strict=True):
-    for row in rows:
-      if row['window'] == window:
-        _gain(ax, row, names)
-    ax.axvline(0, color='0.6', linewidth=0.8)
-    ax.set(title=f'{window} steps', xlabel='gain over the last (nats)',
+    here = [row for row in rows if row['window'] == window]
+    against = 'the real cooldown' if _differences(ax, here, names) else 'last'
+    ax.set(title=f'{window} steps', xlabel=f'loss minus {against} (nats)',
            yticks=range(len(names)), yticklabels=names)  # fmt: skip
   panels[0].invert_yaxis()
-  handles, labels = panels[-1].get_legend_handles_labels()
-  if handles:
-    fig.legend(handles, labels, loc='outside lower center', fontsize=7)
+  both = [ax.get_legend_handles_labels() for ax in panels]
+  labels = {label: x for pair in both for x, label in zip(*pair, strict=True)}
+  fig.legend(labels.values(), labels, loc='outside lower center', fontsize=7)
   return fig
 
 
-def _gain(ax, row, names):
-  gain = row['gain']
-  if row['source'] == 'real':
-    color = f'C{len(ax.patches)}'
-    ax.axvline(gain.mean, color=color, label=f'real {row["shape"]} cooldown')
-    ax.axvspan(gain.low, gain.high, color=color, alpha=0.15, linewidth=0)
-    return
-  place = names.index(f'{row["shape"]}, {row["source"]}')
-  error = [[gain.mean - gain.low], [gain.high - gain.mean]]
-  ax.errorbar(gain.mean, place, xerr=error, fmt='o', color='0.2', capsize=2)
+def _differences(ax, rows, names) -> bool:
+  """Returns whether they are differences from real cooldowns."""
+  real = [row for row in rows if row['source'] == 'real']
+  for row in rows:
+    if row['source'] == 'real':
+      continue
+    d = row['behind'] if real else -row['gain']
+    ax.errorbar(
+      d.mean, names.index(f'{row["shape"]}, {row["source"]}'),
+      xerr=[[d.mean - d.low], [d.high - d.mean]], fmt='o', color='0.2',
+      capsize=2, label='merge: 95 % interval of the paired difference',
+    )  # fmt: skip
+  ax.axvline(0, color='C0' if real else '0.6', linewidth=0.8)
+  for i, row in enumerate(real):
+    ax.axvline(row['gain'].mean, color=f'C{i}', linestyle=':',
+               label=f'no decay (real: {row["shape"]})')  # fmt: skip
+  return bool(real)

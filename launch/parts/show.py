@@ -14,14 +14,22 @@ from lm.errors import UserError
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
   """Prints a table; all columns but the first are right-aligned."""
-  grid = rich_table.Table()
-  for i, name in enumerate(header):
-    grid.add_column(name, justify='left' if i == 0 else 'right')
-  for row in rows:
-    grid.add_row(*(str(x) for x in row))
-  out = console.Console()
   # Wide enough for a file or a pipe, where there is no terminal to fit.
-  console.Console(width=None if out.is_terminal else 200).print(grid)
+  out = console.Console(width=None if console.Console().is_terminal else 200)
+  rows = [[str(x) for x in row] for row in rows]
+  # Where it is narrow, nothing is cut off, and numbers stay whole.
+  words = [
+    ' '.join(column).split() for column in zip(header, *rows, strict=True)
+  ]
+  least = [min(max(map(len, each), default=0), 12) for each in words]
+  roomy = sum(least) + 3 * len(least) < out.width
+  grid = rich_table.Table(padding=(0, int(roomy)))
+  for i, (name, width) in enumerate(zip(header, least, strict=True)):
+    justify = 'left' if i == 0 else 'right'
+    grid.add_column(name, justify=justify, overflow='fold', min_width=width)
+  for row in rows:
+    grid.add_row(*row)
+  out.print(grid)
 
 
 def loss(run: Any, losses: np.ndarray) -> tuple[str, str, str]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from launch.parts import given
-from lm import card, data, log, loop, programs, restore
+from lm import card, data, log, loop, origin, programs, restore
 from lm.errors import UserError, of_code
 from lm.run import Run
 
@@ -203,7 +203,7 @@ class Trials:
           '--workdir.'
         )
     meta = log.read_meta(path)
-    if meta.get('code') != card.code(config):
+    if meta.get('code') != origin.code(config):
       raise UserError(
         f'{path} was trained with other code or tables of '
         f'{config.optimizer.name} or {config.schedule.name}; remove it, or use '

@@ -53,6 +53,7 @@ def provenance(
     **options: as for `stream.merge`.
   """
   made_with = Options(**options)
+  plan.check_options(made_with)
   c = [float(x) for _, x in sources]
   multipliers = [1.0, *coefficients.forward(c).tolist()]
   rows = []
@@ -156,18 +157,20 @@ def write_at(
         for row, opened in zip(rows, named, strict=True)
       ]
     if hashed:
-      about['files'] = hashing.digests(hashed, sha)
+      about['files'] = hashing.digests(listed, sha)
     (folder / 'merge.json').write_text(json.dumps(about, indent=2) + '\n')
     if before_commit:
       before_commit(folder)
     _flush(folder)
     return ''
 
-  named = [
-    plan.open_item(pathlib.Path(p), options.get('tree', '')) for p, _ in sources
-  ]
-  paths = [path for opened in named for path in opened.named_by()]
-  paths += [f for path in (hashed or {}).values() for f in hashing.below(path)]
+  for path, _ in sources:
+    if out.resolve().is_relative_to(pathlib.Path(path).resolve()):
+      raise ValueError(f"'{out}' lies in '{path}', one of its sources.")
+  named = _named(sources, options.get('tree', ''))
+  listed = hashing.listing(hashed or {})
+  paths = [path for opened in named for path in opened.named_by]
+  paths += [path for files in listed.values() for path in files.values()]
   with (
     atomic.directory(out, group) as temporary,
     hashing.beside(paths if group.index == 0 else []) as sha,
@@ -179,9 +182,13 @@ def write_at(
 
 def digests(sources: Sources, tree: str = '') -> list[str]:
   """Returns what names the content of each source."""
-  named = [plan.open_item(pathlib.Path(p), tree) for p, _ in sources]
-  with hashing.beside(p for item in named for p in item.named_by()) as sha:
+  named = _named(sources, tree)
+  with hashing.beside(p for item in named for p in item.named_by) as sha:
     return [item.digest(sha) for item in named]
+
+
+def _named(sources, tree):
+  return [plan.open_item(pathlib.Path(path), tree) for path, _ in sources]
 
 
 def _flush(folder):

@@ -25,7 +25,7 @@ def directory(
   must be raised on all (`Group.together`).
 
   Raises:
-    ValueError: `out` exists.
+    ValueError: `out` exists, or cannot be made.
   """
   out, made = pathlib.Path(out).absolute(), []
   temporary = pathlib.Path(group.first(lambda: str(_make(out, made))))
@@ -35,22 +35,30 @@ def directory(
   except BaseException:
     if group.index == 0:
       shutil.rmtree(temporary, ignore_errors=True)
-      for parent in made:
-        with contextlib.suppress(OSError):
-          parent.rmdir()
+      _remove_empty(made)
     raise
 
 
 def _make(out, made):
   _refuse(out)
-  made += [p for p in out.parents if not p.exists()]
-  out.parent.mkdir(parents=True, exist_ok=True)
   prefix = f'.{out.name}.tmp-{socket.gethostname()}-'
-  _remove_left_behind(out.parent, prefix)
   token = secrets.token_hex(4)
   temporary = out.parent / f'{prefix}{os.getpid()}-{token}'
-  temporary.mkdir()
+  try:
+    made += [p for p in out.parents if not p.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_behind(out.parent, prefix)
+    temporary.mkdir()
+  except OSError as e:
+    _remove_empty(made)
+    raise ValueError(f"'{out}' cannot be made: {e.strerror}.") from e
   return temporary
+
+
+def _remove_empty(folders):
+  for folder in folders:
+    with contextlib.suppress(OSError):
+      folder.rmdir()
 
 
 def _commit(temporary, out):

@@ -87,27 +87,40 @@ class Plain(NamedTuple):
       return None
     return found.path, found.start + first * self.dtype.numpy_dtype.itemsize
 
+  def lost(self) -> str | None:
+    """Returns the first chunk that has no place of its size."""
+    grid = _grid(self.shape, self.chunk)
+    return next((f'chunk {at}' for at in grid if at not in self.places), None)
+
 
 def plain(stored: Values, name: str) -> Plain | None:
   """Returns the array of that name, or None if it is not of this kind."""
   text = stored.get(f'{name}/.zarray')
   if isinstance(text, Place):
     text = files.read(text.path, text.start, text.size, np.uint8).tobytes()
-  meta = json.loads(text or '{}')
-  kind = _kind(meta.get('dtype'))
-  coded = meta.get('compressor') or meta.get('filters')
-  if kind is None or coded or meta.get('order') != 'C':
-    return None
-  shape, chunk = tuple(meta['shape']), tuple(meta['chunks'])
-  separator = meta.get('dimension_separator', '.')
+  try:
+    meta = json.loads(text or '{}')
+    kind = _kind(meta.get('dtype'))
+    coded = meta.get('compressor') or meta.get('filters')
+    if kind is None or coded or meta.get('order') != 'C':
+      return None
+    shape, chunk = tuple(meta['shape']), tuple(meta['chunks'])
+    separator = str(meta.get('dimension_separator', '.'))
+    if len(shape) != len(chunk) or not all(n > 0 for n in chunk):
+      return None
+  except (ValueError, KeyError, TypeError, AttributeError):
+    return None  # TensorStore says what is wrong
   size, places = math.prod(chunk) * kind.numpy_dtype.itemsize, {}
-  for at in np.ndindex(
-    *(-(-n // c) for n, c in zip(shape, chunk, strict=True))
-  ):
+  for at in _grid(shape, chunk):
     place = stored.get(f'{name}/{separator.join(map(str, at)) or 0}')
     if isinstance(place, Place) and place.size == size:
       places[at] = place
   return Plain(shape, kind, chunk, places)
+
+
+def _grid(shape, chunk):
+  counts = [-(-n // c) for n, c in zip(shape, chunk, strict=True)]
+  return np.ndindex(*counts)
 
 
 def about(

@@ -56,7 +56,8 @@ def inverse(
     j = int(np.argmax(c < 0))
     raise ValueError(
       f'multipliers={w.tolist()} give checkpoint {j} the coefficient {c[j]:.6g}'
-      '; a merge emulates only what falls from at most 1 to at least 0.'
+      '; a merge emulates what falls from at most 1 to at least 0, and more '
+      'with signed=True, where a method has it.'
     )
   return c
 

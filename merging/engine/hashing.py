@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 Inputs = Mapping[str, pathlib.Path]  # {name: file or folder}
+Listing = dict[str, dict[str, pathlib.Path]]  # {name: {file below it: path}}
 Digests = dict[str, dict[str, str]]  # {name: {file below it: SHA-256}}
 _THREADS = 2
 
@@ -40,18 +41,22 @@ def below(path: pathlib.Path) -> list[pathlib.Path]:
   return sorted(p for p in path.rglob('*') if p.is_file())
 
 
-def digests(
-  inputs: Inputs, sha: Callable[[pathlib.Path], str] = sha256
-) -> Digests:
-  """Returns the SHA-256 of every file of every input.
-
-  Raises:
-    ValueError: a file that cannot be read.
-  """
+def listing(inputs: Inputs) -> Listing:
+  """Returns every file of every input."""
   place = lambda file, path: (
     file.name if file == path else file.relative_to(path).as_posix()
   )
   return {
-    name: {place(file, path): sha(file) for file in below(path)}
+    name: {place(file, path): file for file in below(path)}
     for name, path in inputs.items()
+  }
+
+
+def digests(
+  files: Listing, sha: Callable[[pathlib.Path], str] = sha256
+) -> Digests:
+  """Returns the SHA-256 of all of them; ValueError if one cannot be read."""
+  return {
+    name: {key: sha(path) for key, path in each.items()}
+    for name, each in files.items()
   }

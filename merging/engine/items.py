@@ -44,8 +44,17 @@ def metadata(path: pathlib.Path) -> dict[str, Any]:
   """
   try:
     found = json.loads((path / '_METADATA').read_text())
-    found['tree_metadata'].items()
-  except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
+    for key, value in found['tree_metadata'].items():
+      tuple(ast.literal_eval(key))
+      value['value_metadata']['skip_deserialize']
+  except (
+    OSError,
+    ValueError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    SyntaxError,
+  ) as e:
     raise ValueError(
       f"'{path}' is not an Orbax item: its _METADATA cannot be read ({e})."
     ) from e
@@ -121,12 +130,20 @@ class Item:
     )
     return Array(array.shape, array.dtype, chunk, read, place)
 
+  def lost(self, name: str) -> str | None:
+    """Returns a chunk that is no file, or a cut one, where chunks are files."""
+    if self._meta.get('use_ocdbt'):
+      return None
+    found = chunks.plain(self._values, name)
+    return found.lost() if found else None
+
   @functools.cached_property
   def _values(self):
     if self._meta.get('use_ocdbt'):
       return chunks.values(self.path)
     return chunks.of_files(self.path)
 
+  @functools.cached_property
   def named_by(self) -> list[pathlib.Path]:
     """Returns the files whose bytes name the content, without all of it.
 
@@ -140,7 +157,7 @@ class Item:
   def digest(self, sha: Callable[[pathlib.Path], str] = hashing.sha256) -> str:
     """Returns the SHA-256 of `named_by`: of their names and of theirs."""
     both = hashlib.sha256()
-    for path in self.named_by():
+    for path in self.named_by:
       both.update(f'{path.relative_to(self.path)}\0'.encode())
       both.update(bytes.fromhex(sha(path)))
     return both.hexdigest()

@@ -5,6 +5,7 @@ import itertools
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class Options(NamedTuple):
   observe: Observer | None = None
   tree: str = ''
   integers: bool = False
+  ages: Sequence[int] | None = None
 
 
 class Plan(NamedTuple):
@@ -63,11 +65,11 @@ def plan(sources: Sources, options: Options) -> Plan:
   Raises:
     ValueError: see `stream.merge`.
   """
-  _check_options(options)
+  check_options(options)
   if not sources:
     raise ValueError('there is nothing to merge: no sources.')
-  pairs = [(pathlib.Path(os.path.realpath(p)), float(c)) for p, c in sources]
-  paths, coefficients = map(list, zip(*sorted(pairs, key=_age), strict=True))
+  pairs = _in_order(sources, options.ages)
+  paths, coefficients = map(list, zip(*pairs, strict=True))
   for a, b in itertools.pairwise(paths):
     if a == b:
       raise ValueError(f"'{a}' is listed twice.")
@@ -104,6 +106,8 @@ def check_item(path: pathlib.Path) -> None:
   for name in item.leaves:
     with named(path, name):
       item.open(name, limits)
+      if lost := item.lost(name):
+        raise ValueError(f'{lost} is not there, or is cut')
 
 
 def leaves(plan: Plan) -> Iterator[Leaf]:
@@ -136,7 +140,8 @@ def mistake(
   return ValueError(f"{leaf} of '{path}' cannot be {done}: {reason}")
 
 
-def _check_options(options):
+def check_options(options: Options) -> None:
+  """Raises ValueError for a value that no merge can have."""
   legal = {
     'accumulate': ('float32', 'float64'),
     'dtype': (None, *items.FLOATS),
@@ -150,10 +155,23 @@ def _check_options(options):
     raise ValueError(f'max_bytes={options.max_bytes} must be positive.')
 
 
-def _age(pair):
-  """Sorts <step>/<item> by step, then by name: one order for any listing."""
-  step = pair[0].parent.name
-  return (int(step) if step.isdecimal() else -1, str(pair[0]))
+def _in_order(sources, ages):
+  """Sorts by age, else by step: one order for any listing.
+
+  The step is the name of the parent, else the number that ends a name.
+  """
+  pairs = [(pathlib.Path(os.path.realpath(p)), float(c)) for p, c in sources]
+
+  def step(path):
+    parent = path.parent.name
+    for name in (parent,) if parent.isdecimal() else (path.stem, parent):
+      if digits := re.search(r'(\d+)$', name):
+        return int(digits[1])
+    return -1
+
+  ages = [step(path) for path, _ in pairs] if ages is None else ages
+  both = zip(ages, pairs, strict=True)
+  return [pair for _, pair in sorted(both, key=lambda x: (x[0], str(x[1][0])))]
 
 
 def _check_leaves(paths, opened):

@@ -6,6 +6,7 @@ shape and place of each tensor, and the tensors in C order, one after another
 several with `model.safetensors.index.json`, whose `weight_map` names them.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -82,13 +83,18 @@ class Folder:
 
     return Array(shape, dtype, (1,) * len(shape), read, place)
 
+  def lost(self, name: str) -> pathlib.Path | None:
+    """Returns None: the sizes of the files were checked with their headers."""
+    del name
+
+  @functools.cached_property
   def named_by(self) -> list[pathlib.Path]:
     """Returns the files whose bytes name the content: all that have tensors."""
     return list(self.headers)
 
   def digest(self, sha: Callable[[pathlib.Path], str] = hashing.sha256) -> str:
     """Returns the SHA-256 of the SHA-256s of `named_by`."""
-    found = b''.join(bytes.fromhex(sha(path)) for path in self.named_by())
+    found = b''.join(bytes.fromhex(sha(path)) for path in self.named_by)
     return hashlib.sha256(found).hexdigest()
 
   def writer(

@@ -38,7 +38,7 @@ def merge(sources: Sources, out: Path, **options: Any) -> None:
       part read and block written, from any thread, e.g. to verify fingerprints.
       tree: the part of an Orbax tree to merge, as 'state.params'. integers:
       take leaves that are not floating point, as counters, from the newest
-      source.
+      source. ages: numbers that tell the older source, where names do not.
 
   Raises:
     ValueError: `out` exists; sources that are missing, repeated or differ in
@@ -65,12 +65,12 @@ def write_part(
   """
   p = plan.plan(sources, Options(**options))
   with plan.named(out, 'all', 'written'):
-    writer = p.items[0].writer(out, p.options.dtype, part)
+    writer = p.items[-1].writer(out, p.options.dtype, part)
 
   def created():
     for leaf in plan.leaves(p):
+      block, _ = _block_shape(p, leaf)
       with plan.named(out, leaf.name, 'written'):
-        block, _ = _block_shape(p, leaf)
         writer.create(leaf.name, leaf.shape, leaf.dtype, tuple(block))
       yield leaf
 
