@@ -14,6 +14,7 @@ RUN/plots/NAME.{md,json,png}. The surface over end steps is launch.emulate's.
 
 import json
 import shlex
+import sys
 
 from absl import flags
 
@@ -66,7 +67,8 @@ def main() -> None:
   out = run.path / 'plots' / f'{_NAME.value}.png'
   show.save(pictures.report(comparison.rows(found)), out)
   markdown, numbers = out.with_suffix('.md'), out.with_suffix('.json')
-  markdown.write_text(comparison.markdown(run, found))
+  command = shlex.join(['python', '-m', 'launch.merge_report', *sys.argv[1:]])
+  markdown.write_text(comparison.markdown(run, found, command))
   numbers.write_text(as_json)
   print(f'wrote {markdown}, {numbers} and {out}')
   print(f'Next: python -m launch.emulate --run={shlex.quote(str(run.path))}')

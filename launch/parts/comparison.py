@@ -194,10 +194,10 @@ LEGEND = (
 )
 
 
-def markdown(run: Run, found: Comparison) -> str:
+def markdown(run: Run, found: Comparison, command: str) -> str:
   """Returns the tables as text, with what their columns mean."""
   against = ' against real cooldowns' if found.real else ''
-  text = [f'# Merges of {run.path}{against}', '']
+  text = [f'# Merges of {run.path}{against}', '', f'`{command}`', '']
   for title, header, body in (table(found), ingredients(run, found)):
     text += [f'## {title}', '', _line(header), _line(['---'] * len(header))]
     text += [*map(_line, body), '']
