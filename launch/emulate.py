@@ -36,13 +36,14 @@ def main() -> None:
     raise UserError('--run is missing; for example --run=runs/a.')
   if not _SHAPES.value:
     raise UserError('--shapes is empty; for example --shapes=linear,cosine.')
-  from launch.parts import judgement, pictures, show
+  from launch.parts import emulation, judgement, pictures, show
   from lm.run import Run
   from merging.engine import artifact
 
   with cli.user_errors():
     artifact.check_name(_NAME.value)
     run = Run(_RUN.value)
+    emulation.warn_of_code(run)
     real = [judgement.cooldown(run, Run(path)) for path in _AGAINST.value]
     windows = cli.integers('windows', _WINDOWS.value)
     grid = judgement.grid(run, cli.integers('ends', _ENDS.value), windows)
@@ -95,7 +96,7 @@ def _print_focus(run, end, window, results, last, real) -> None:
   show.table(header, rows)
   print(
     'gain: loss of the last checkpoint minus this loss, paired by batch; +-: '
-    'standard error.'
+    f'standard error over {len(last)} batches.'
   )
 
 

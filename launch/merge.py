@@ -126,6 +126,7 @@ def _merge_run(options) -> None:
   if _STATE.value:
     _refuse(('means', 'stored'), 'does not go with --state')
   run = Run(_RUN.value)
+  emulation.warn_of_code(run)
   if _NAME.value:
     artifact.check_name(_NAME.value)
   method = emulation.parse_method(_METHOD.value)

@@ -43,13 +43,14 @@ def main() -> None:
     raise UserError('--shapes is empty; for example --shapes=linear,cosine.')
   if _STEP.value < -1:
     raise UserError(f'--step={_STEP.value} is not a step.')
-  from launch.parts import comparison, judgement, pictures, show
+  from launch.parts import comparison, emulation, judgement, pictures, show
   from lm.run import Run
   from merging.engine import artifact
 
   with cli.user_errors():
     artifact.check_name(_NAME.value)
     run = Run(_RUN.value)
+    emulation.warn_of_code(run)
     real = [judgement.cooldown(run, Run(path)) for path in _AGAINST.value]
     found = comparison.compare(
       run,

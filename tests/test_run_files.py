@@ -181,6 +181,9 @@ def test_code_that_changes_inside_a_run_is_told_and_kept(
   assert (
     new['code_before'] == {'12': old['code']} and new['code'] != old['code']
   )
+  arguments = [f'--run={run}', '--end=8', '--window=8', '--dry_run']
+  assert tools.call(monkeypatch, 'merge', *arguments) == 0
+  assert 'changed at step 12' in capsys.readouterr().out
 
 
 def test_parameters_of_merges(run, tmp_path, monkeypatch, capsys):

@@ -241,6 +241,15 @@ def regular(run: Run, end: int | None = None) -> list[int]:
   return [s for s in steps if s % every == 0 or s in (end, steps[-1])]
 
 
+def warn_of_code(run: Run) -> None:
+  """Says so if the code of the method changed inside the run."""
+  if before := run.meta.get('code_before'):
+    print(
+      f'warning: the optimizer or schedule of {run.path} changed at step '
+      f'{", ".join(before)}; what is averaged across it is of two methods.'
+    )
+
+
 def checked_window(saved: Sequence[int], end: int, window: int) -> int:
   """Returns the window, by default a fifth; refuses one that does not fit."""
   if window < 0 or window > end:

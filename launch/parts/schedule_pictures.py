@@ -140,6 +140,8 @@ def ranking(rows: Sequence) -> figure.Figure:
     ax.set(xlabel=field, ylabel='loss of the search (nats)')
     _logarithmic(ax)
     _limit(ax, drawn)
+    for line in ax.lines[::2]:
+      _triangles(ax, *line.get_data(), line.get_color())
   drawn = []
   for r, line in zip(rows, style, strict=True):
     if r.curves and len({c.step.size for c in r.curves}) == 1:
@@ -153,7 +155,8 @@ def ranking(rows: Sequence) -> figure.Figure:
   _limit(right, drawn)
   right.legend(
     fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1),
-    title='mean; band: all seeds', title_fontsize=7,
+    title='mean; band: all seeds;\ntriangle: above, or diverged',
+    title_fontsize=7,
   )  # fmt: skip
   return fig
 
@@ -186,14 +189,21 @@ def sweep(lines: Mapping, key: str) -> figure.Figure:
   pad = 0.08 * (high - low) or 0.1
   ax.set_ylim(low - pad, high + pad)
   for i, groups in enumerate(lines.values()):
-    above = [g.values[key] for g in groups if not g.mean <= high + pad]
-    ax.plot(above, [high + pad] * len(above), '^', color=f'C{i % 10}',
-            clip_on=False)  # fmt: skip
+    x, means = [g.values[key] for g in groups], [g.mean for g in groups]
+    _triangles(ax, x, means, f'C{i % 10}')
   ax.legend(
     fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1), title_fontsize=7,
     title='mean; band: all seeds;\ntriangle: above, or diverged',
   )  # fmt: skip
   return fig
+
+
+def _triangles(ax, x, y, color) -> None:
+  """Marks, at the upper edge, points that lie above the picture."""
+  top = ax.get_ylim()[1]
+  above = [a for a, b in zip(x, y, strict=True) if not b <= top]
+  if above:  # an unclipped line without points would widen the picture
+    ax.plot(above, [top] * len(above), '^', color=color, clip_on=False)
 
 
 def _logarithmic(ax) -> None:
