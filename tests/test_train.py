@@ -87,7 +87,7 @@ def test_another_config_is_refused_with_the_field(whole, tmp_path, capsys):
   ('overrides', 'sentence'),
   [
     ({'branch': '{run}@5'}, r"@5' does not exist; .* has the steps 0, 4, 8"),
-    ({'branch': 'nowhere@4'}, "'nowhere' has no checkpoints"),
+    ({'branch': 'nowhere@4'}, "'nowhere' does not exist"),
     ({'branch': '{run}@4', 'init': '{run}@4'}, 'exclude each other'),
     ({'branch': '{run}@12'}, 'not before num_steps=12'),
     ({'branch': '{run}@4', 'checkpoint__every_steps': 3}, 'that divides it'),
