@@ -243,7 +243,8 @@ def regular(run: Run, end: int | None = None) -> list[int]:
 
 def warn_of_code(run: Run) -> None:
   """Says so if the code of the method changed inside the run."""
-  if before := run.meta.get('code_before'):
+  known = (run.path / 'meta.json').is_file()  # a merge can do without
+  if before := known and run.meta.get('code_before'):
     print(
       f'warning: the optimizer or schedule of {run.path} changed at step '
       f'{", ".join(before)}; what is averaged across it is of two methods.'
