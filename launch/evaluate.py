@@ -28,6 +28,7 @@ def main() -> None:
   from lm.run import Run
 
   runs, rows, sets, first = {}, [], {}, None
+  several = len(refs) > 1
   for text, ref in zip(_AT.value, refs, strict=True):
     run = runs.setdefault(ref.run, Run(ref.run))
     at = ref.item.parent.name if ref.step is None else ref.step
@@ -38,14 +39,13 @@ def main() -> None:
     if first and first[0] == same:
       minus = str(comparison.difference(losses, first[1]))
     first = first or (same, losses)
-    rows.append([text, *show.loss(run, losses), minus])
+    rows.append([text, *show.loss(run, losses), *[minus] * several])
     what = f'{len(losses)} batches of {size} x {tokens.shape[1] - 1} tokens'
     sets.setdefault(same, (what, []))[1].append(text)
-  header = ['checkpoint', 'loss (nats)', '+-', 'bits per byte', 'minus first']
-  alone = len(rows) == 1
-  show.table(header[: len(header) - alone], [r[: 5 - alone] for r in rows])
+  header = ['checkpoint', 'loss (nats)', '+-', 'bits per byte']
+  show.table([*header, *['minus first'] * several], rows)
   print('+-: standard error over batches.')
-  if not alone:
+  if several:
     print('minus first: paired by batch, ±: 95 % interval.')
   for what, names in sets.values():
     print(f'{", ".join(names)}: {what}')

@@ -214,15 +214,12 @@ def restore_item(
   path = address.item(run, step, name)
 
   def read():
-    try:
-      want = read_meta(run, step)['fingerprints'][name]
-      return restore_tree(path, abstract), want
-    except Exception as e:  # Orbax raises this very class for a broken chunk
-      line = str(e).splitlines()[0] if str(e) else type(e).__name__
-      raise Damaged(f'Checkpoint {run}@{step} is unreadable: {line}') from e
+    want = read_meta(run, step)['fingerprints'][name]
+    return restore_tree(path, abstract), want
 
   # Each process reads its shards: what one of them cannot read, none uses.
-  tree, want = processes.together(read, Damaged)
+  whole = lambda: _read(f'Checkpoint {run}@{step}', read)
+  tree, want = processes.together(whole, Damaged)
   tree = jax.tree.map(lambda x: None if x is PLACEHOLDER else x, tree)
   # Compared without types: a part of an item comes as dicts and lists.
   want = {fingerprint.untyped(k): v for k, v in want.items()}
@@ -237,22 +234,23 @@ def restore_item(
 
 
 def restore_tree(path: pathlib.Path, abstract: Any) -> Any:
-  """Restores an Orbax item onto the shardings of `abstract`, unverified.
-
-  Raises:
-    Damaged: a file of it is missing or unreadable.
-  """
+  """Restores an Orbax item onto the shardings of `abstract`, unverified."""
   args = ocp.args.PyTreeRestore(
     item=abstract,
     restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
   )
   # Not through a Checkpointer, which waits for the other processes.
   handler = ocp.PyTreeCheckpointHandler()
+  return handler.restore(epath.Path(path.absolute()), args=args)
+
+
+def _read(what: str, read: Callable[[], Any]) -> Any:
+  """Returns `read()`; whatever it raises is Damaged."""
   try:
-    return handler.restore(epath.Path(path.absolute()), args=args)
+    return read()
   except Exception as e:  # Orbax raises this very class for a broken chunk
     line = str(e).splitlines()[0] if str(e) else type(e).__name__
-    raise Damaged(f"'{path}' is unreadable: {line}") from e
+    raise Damaged(f'{what} is unreadable: {line}') from e
 
 
 def restore_merged(path: pathlib.Path, abstract: Any) -> Any:
@@ -260,13 +258,13 @@ def restore_merged(path: pathlib.Path, abstract: Any) -> Any:
 
   It is verified if launch.merge wrote it, in the precision in which it did.
   """
-  marks = path.parent / 'fingerprints.json'
-  if not marks.is_file():
-    return restore_tree(path, abstract)
+  whole = lambda like: _read(f"'{path}'", lambda: restore_tree(path, like))
+  if not (marks := path.parent / 'fingerprints.json').is_file():
+    return whole(abstract)
   like, stored = abstract, abstract_item(path)
   if jax.tree.structure(stored) == jax.tree.structure(abstract):
     like = jax.tree.map(lambda a, s: a.update(dtype=s.dtype), abstract, stored)
-  tree = restore_tree(path, like)
+  tree = whole(like)
   want = log.read_json(marks)
   found = fingerprint.by_path(fingerprint.of(tree))
   wrong = [k for k, v in found.items() if want.get(fingerprint.untyped(k)) != v]

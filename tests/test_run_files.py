@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from launch.parts import trials
 from lm import address, card, foreign_logs, log, loop, spec
 from lm import run as run_lib
 from lm.errors import UserError
@@ -184,6 +185,8 @@ def test_code_that_changes_inside_a_run_is_told_and_kept(
   arguments = [f'--run={run}', '--end=8', '--window=8', '--dry_run']
   assert tools.call(monkeypatch, 'merge', *arguments) == 0
   assert 'changed at step 12' in capsys.readouterr().out
+  with pytest.raises(UserError, match='was trained with other code'):
+    trials.Trials(run.parent).check('a', helpers.config(), run)
 
 
 def test_parameters_of_merges(run, tmp_path, monkeypatch, capsys):
@@ -200,3 +203,8 @@ def test_parameters_of_merges(run, tmp_path, monkeypatch, capsys):
   assert "alone' is a merge outside of a run" in capsys.readouterr().err
   config = helpers.config(init=f'{tmp_path}/alone', num_steps=1)
   assert loop.train(config, tmp_path / 'next') == 'done'
+  chunk = next((tmp_path / 'alone').rglob('0.0*'))
+  for damage in (lambda: chunk.write_bytes(b'cut'), chunk.unlink):
+    damage()
+    with pytest.raises(UserError, match="alone/params' is unreadable: "):
+      loop.train(config, tmp_path / 'other')

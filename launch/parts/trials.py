@@ -203,7 +203,8 @@ class Trials:
           '--workdir.'
         )
     meta = log.read_meta(path)
-    if meta.get('code') != origin.code(config):
+    other = meta.get('code') != origin.code(config)
+    if other or meta.get('code_before'):
       raise UserError(
         f'{path} was trained with other code or tables of '
         f'{config.optimizer.name} or {config.schedule.name}; remove it, or use '
