@@ -42,11 +42,9 @@ def check(meta: Mapping[str, Any], config: ConfigDict) -> dict[str, str]:
   old, step = meta.get('code', found), meta.get('step', 0)
   if old != found and step:
     before.setdefault(str(step), old)
-    pairs = zip(old.split('-'), found.split('-'), strict=False)
-    changed = [x != y for x, y in pairs] + [True]
     what = (
       f'optimizers/{config.optimizer.name}.py (or optimizers/parts)'
-      if changed[0]
+      if old.partition('-')[0] != found.partition('-')[0]
       else 'the schedule or a table that it reads'
     )
     print(

@@ -5,7 +5,6 @@ import itertools
 import math
 import os
 import pathlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -156,20 +155,11 @@ def check_options(options: Options) -> None:
 
 
 def _in_order(sources, ages):
-  """Sorts by age, else by step: one order for any listing.
-
-  The step is the name of the parent, else the number that ends a name.
-  """
+  """Sorts by age, else by <step> of <step>/<item>, then by name."""
   pairs = [(pathlib.Path(os.path.realpath(p)), float(c)) for p, c in sources]
-
-  def step(path):
-    parent = path.parent.name
-    for name in (parent,) if parent.isdecimal() else (path.stem, parent):
-      if digits := re.search(r'(\d+)$', name):
-        return int(digits[1])
-    return -1
-
-  ages = [step(path) for path, _ in pairs] if ages is None else ages
+  if ages is None:
+    steps = [path.parent.name for path, _ in pairs]
+    ages = [int(step) if step.isdecimal() else -1 for step in steps]
   both = zip(ages, pairs, strict=True)
   return [pair for _, pair in sorted(both, key=lambda x: (x[0], str(x[1][0])))]
 
