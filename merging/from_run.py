@@ -56,12 +56,41 @@ def from_run_means(
   floor: float = 0.0,
   signed: bool = False,
 ) -> coefficients.IntervalMeans:
-  """As `from_run`, from interval means: target / used, linear between knots."""
+  """As `from_run`, from interval means: target / used, linear between knots.
+
+  At a knot the ratio is that of the update after it, at the last one what the
+  updates before it tend to.
+
+  Raises:
+    ValueError: as `from_run`; a ratio that turns inside an interval, so that the
+      line misses the target by more than a tenth of what was used there.
+  """
   s = coefficients.check_steps(steps)
+  if s.size == 1:
+    return coefficients.from_knots([1.0, 1.0])
   used, goal = _rates(s, learning_rates, target, shape, floor)
-  at = lambda x: x[np.minimum(s, x.size - 1)]
-  w = coefficients.correct(at(goal), at(used))
-  return coefficients.from_knots(_round(w), allow_negative=signed)
+  used, goal = used[: s[-1]], goal[: s[-1]]
+  w = _round(_knots(coefficients.correct(goal, used), s))
+  found = coefficients.from_knots(w, allow_negative=signed)
+  line = lambda knots: np.interp(np.arange(s[-1]), s, knots)
+  sums = lambda x: np.add.reduceat(x, s[:-1])
+  off = abs(sums(line(w) * used - goal))
+  curved = abs(sums(line(_knots(goal, s)) - goal))  # at a constant rate, too
+  wrong = off > curved + 0.1 * sums(used)
+  if wrong.any():
+    i = int(np.argmax(wrong))
+    raise ValueError(
+      f'target / used is far from a line between the checkpoints {s[i]} and '
+      f'{s[i + 1]}, so that a mean cannot be corrected; leave out the means, or '
+      'save where the learning rate turns.'
+    )
+  return found
+
+
+def _knots(x, s):
+  """Returns x at the steps s, at the last of them as the steps before tell."""
+  end = 2 * x[s[-1] - 1] - x[s[-1] - 2] if s[-1] > 1 else x[0]
+  return np.append(x[s[:-1]], end)
 
 
 def _rates(s, learning_rates, target, shape, floor):

@@ -22,7 +22,8 @@ def adafactor(
 
     V <- b V + (1 - b) (g^2 + eps), b = 1 - t^-decay_rate, as row and column
     means if both of the two largest dimensions reach min_dim_size_to_factor
-    u = g / sqrt(V);  u / max(1, RMS(u) / clipping_threshold);  times RMS(x)
+    u = g / sqrt(V);  u / max(1, RMS(u) / clipping_threshold)
+    times max(RMS(x), 1e-3), if multiply_by_parameter_scale
 
   State: count, v_row, v_col, v.
   Differs from the paper: a stack of layers has one RMS; decay exists.

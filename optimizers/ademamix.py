@@ -48,9 +48,9 @@ def _half_life_schedule(start, end, steps):
 
   def schedule(count):
     part = _part(count, steps)
-    half = lambda b: jnp.log(0.5) / jnp.log(b) - 1
+    half = lambda b: jnp.log(0.5) / jnp.log(b)
     life = (1 - part) * half(start) + part * half(end)
-    return 0.5 ** (1 / (life + 1))
+    return 0.5 ** (1 / life)
 
   return schedule
 

@@ -27,7 +27,7 @@ def cautious_adamw(
   it as well.
   """
   return descend(
-    cautious(optax.scale_by_adam(b1, b2, eps), normalization),
+    cautious(optax.scale_by_adam(b1, b2, eps), axes, normalization),
     learning_rate,
     axes,
     peak,

@@ -35,6 +35,9 @@ def lion(
   Differs from the paper: the algebra above; other modes of decay.
   """
 
+  if isinstance(b2, int | float) and b2 <= 0:
+    raise ValueError(f'b2={b2} must exceed 0: see the algebra of Lion.')
+
   def init(params):
     return LionState(jax.tree.map(jnp.zeros_like, params))
 

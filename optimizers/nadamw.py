@@ -23,7 +23,8 @@ def nadamw(
         / (sqrt(nu / (1 - b2^t)) + eps)
 
   State: count, mu, nu.
-  Differs from the paper: b1 is constant; b2 = 0.95 as in adamw.py.
+  Differs from the paper: b1 is constant, nu is not multiplied by b2; b2 = 0.95
+  as in adamw.py.
   """
   return descend(
     optax.scale_by_adam(b1, b2, eps, nesterov=True),

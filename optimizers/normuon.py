@@ -39,7 +39,9 @@ def normuon(
     u = scale * norm(O) P / norm(P),  P = O / sqrt(nu)
 
   State: that of Muon; nu, one number per output neuron.
-  Differs from the paper: any scale; adam_lr_ratio for the rest.
+  Differs from the paper: Nesterov momentum and norm(O), as in the authors' code
+  (algorithm 1: neither, and 0.2 sqrt(m n) for norm(O)); any scale;
+  adam_lr_ratio for the rest.
   """
   shape_scale.check(scale)
   newton_schulz.check(coefficients, ns_steps, ns_dtype)

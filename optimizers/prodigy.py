@@ -35,8 +35,9 @@ def prodigy(
   """Prodigy (2306.06101, algorithm 4): Adam with step lr d; use lr = 1.
 
     r <- b3 r + lr' d^2 <g, x0 - x>;  s <- b3 s + lr' d^2 g,  b3 = sqrt(b2)
-    d <- max(d, r / |s|_1);  mu, nu as Adam's, of d g
-    x <- x - lr' d mu / (sqrt(nu) + d eps),  lr' = lr sqrt(1-b2^t) / (1-b1^t)
+    d_new = max(d, r / |s|_1);  mu, nu as Adam's, of d g
+    x <- x - lr' d mu / (sqrt(nu) + d_new eps);  d <- d_new
+    lr' = lr sqrt(1 - b2^t) / (1 - b1^t)
 
   safeguard_warmup: s without lr', for a learning rate that starts near 0.
   Decay is lr d weight_decay x. State: count, mu, nu, start, gradient_sum,

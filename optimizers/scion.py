@@ -34,7 +34,9 @@ def scion(
 
   With weight_decay = 1, radius bounds the norm of x. Learning rates are near
   2^-12. State: count, momentum; ema of the rest.
-  Differs from the paper: vectors, of radius 1, do not decay.
+  Differs from the paper: vectors, of radius 1, do not decay; an embedding has
+  the radius of the head also where it is not, as in the authors' example, one
+  matrix with it.
   """
   newton_schulz.check(coefficients, ns_steps, ns_dtype)
 

@@ -49,7 +49,9 @@ def soap(
     L and R take one power iteration (QR), sorted by eigenvalue
 
   A side above max_dim is not rotated. State: count; mu; nu, grams, bases.
-  Differs from the paper: the first step moves, in the basis of its gradient.
+  The first gradient gives L and R and moves nothing, as in the authors' code:
+  in its own basis all but its singular values is rounding, which a division by
+  sqrt(nu) would make as large as they are.
   """
 
   def method(axes):
@@ -89,33 +91,43 @@ def scale_by_soap(
 
   def one(g, mu, f, a, t):
     shape, g = g.shape, roles.to_matrices(g, a)
-    products = g @ jnp.swapaxes(g, 1, 2), jnp.swapaxes(g, 1, 2) @ g
+    products = (
+      _exact(g, jnp.swapaxes(g, 1, 2)),
+      _exact(jnp.swapaxes(g, 1, 2), g),
+    )
     bases = jax.lax.cond(
-      t == 1,
+      t == 0,
       lambda: tuple(
         _eigenvectors(p, q) for p, q in zip(products, f.bases, strict=True)
       ),
       lambda: f.bases,
     )
     mu = roles.to_matrices(mu, a)
-    rotated = _rotate(g, bases)
+    rotated = _rotate(jnp.where(t > 0, g, 0), bases)
     nu = b2 * f.nu + (1 - b2) * rotated**2
-    u = _rotate(mu / (1 - b1**t), bases)
-    u = u / (jnp.sqrt(nu / (1 - b2**t)) + eps)
+    n = jnp.maximum(t, 1)
+    u = _rotate(mu / (1 - b1**n), bases)
+    u = u / (jnp.sqrt(nu / (1 - b2**n)) + eps)
     u = _rotate(u, bases, back=True)
     grams = tuple(
       shampoo_b2 * old + (1 - shampoo_b2) * p if old.size else old
       for old, p in zip(f.grams, products, strict=True)
     )
     nu, bases = jax.lax.cond(
-      t % refresh_every == 0, _refresh, lambda n, g, b: (n, b), nu, grams, bases
+      (t > 0) & (t % refresh_every == 0),
+      _refresh,
+      lambda nu, grams, bases: (nu, bases),
+      nu,
+      grams,
+      bases,
     )
     return roles.from_matrices(u, a, shape), Factors(nu, grams, bases)
 
   def update(updates, state, params=None):
     del params
-    t = state.count + 1
-    mu = jax.tree.map(lambda g, m: b1 * m + (1 - b1) * g, updates, state.mu)
+    t = state.count  # gradients seen, steps done after the first
+    ema = lambda g, m: b1 * m + (1 - b1) * jnp.where(t > 0, g, 0)
+    mu = jax.tree.map(ema, updates, state.mu)
     out = jax.tree.map(
       lambda g, m, f, a: one(g, m, f, a, t),
       updates,
@@ -125,7 +137,7 @@ def scale_by_soap(
     )
     u = jax.tree.map(lambda _, o: o[0], updates, out)
     factors = jax.tree.map(lambda _, o: o[1], updates, out)
-    return u, SoapState(t, mu, factors)
+    return u, SoapState(t + 1, mu, factors)
 
   return optax.GradientTransformation(init, update)
 
@@ -141,12 +153,17 @@ def _eigenvectors(gram, like):
   return jnp.linalg.eigh(gram)[1][..., ::-1] if like.size else like
 
 
+def _exact(a, b):
+  """Not in TF32 or bfloat16, the default of accelerators: see `soap`."""
+  return jnp.matmul(a, b, precision='highest')
+
+
 def _rotate(x_BMN, bases, back=False):
   left, right = bases
   if left.size:
-    x_BMN = (left if back else jnp.swapaxes(left, 1, 2)) @ x_BMN
+    x_BMN = _exact(left if back else jnp.swapaxes(left, 1, 2), x_BMN)
   if right.size:
-    x_BMN = x_BMN @ (jnp.swapaxes(right, 1, 2) if back else right)
+    x_BMN = _exact(x_BMN, jnp.swapaxes(right, 1, 2) if back else right)
   return x_BMN
 
 

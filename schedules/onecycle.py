@@ -51,13 +51,3 @@ def onecycle(
     )
 
   return multiplier
-
-
-def inverse(
-  multiplier: Callable[[Any], Any], *, low: float = 0.85, high: float = 0.95
-) -> Callable[[Any], Any]:
-  """The momentum that goes with a cycle: `low` at the peak, `high` at zero.
-
-  Returns a function of the step, high - (high - low) * multiplier(step).
-  """
-  return lambda step: phases.blend(high, low, multiplier(step))

@@ -23,7 +23,8 @@ def power(
   The paper's learning rate min(peak, B a n^-exponent) after n tokens in
   batches of B sequences, as a multiplier: min(1, (knee_steps / step)^exponent)
   with knee_steps = (B a / peak)^(1 / exponent) / (tokens per step), a = 4.6.
-  Warm-up before it and a cooldown at the end, as in `wsd`, multiply it.
+  A cooldown at the end, as in `wsd`, multiplies it; it never exceeds the linear
+  warm-up.
 
   Args:
     num_steps: updates of the run.

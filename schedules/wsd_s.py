@@ -23,7 +23,7 @@ def wsd_s(
   Each cycle holds the peak and decays over its last round(decay * length)
   steps as `wsd` does; then the multiplier jumps back to 1 and training goes on
   from the decayed weights. Ends are absolute, so a longer run repeats the
-  cycles of a shorter one.
+  cycles of a shorter one, if its warm-up has as many steps.
 
   Args:
     num_steps: updates of the run, the end of the last cycle.

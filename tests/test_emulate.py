@@ -176,8 +176,12 @@ def test_a_varying_rate_is_refused_or_corrected(tmp_path):
     flat = {'end': 12, 'window': 9, 'means': means}
     with pytest.raises(ValueError, match='rise|coefficient'):
       _plan(run, 'from_run:floor=1.0', **flat)
-    p = _plan(run, 'from_run:floor=1.0,signed=True', **flat)
-    assert min(c for _, c in p.sources) < 0
+    if means:
+      with pytest.raises(ValueError, match='far from a line between'):
+        _plan(run, 'from_run:floor=1.0,signed=True', **flat)
+    else:
+      p = _plan(run, 'from_run:floor=1.0,signed=True', **flat)
+      assert min(c for _, c in p.sources) < 0
   with pytest.raises(UserError, match='at step 1, where .* was used; this'):
     _plan(run, 'from_run', end=9, window=6, target='linear')
   with pytest.raises(UserError, match="Did you mean 'linear'"):

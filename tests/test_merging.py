@@ -164,6 +164,29 @@ def test_from_run_without_rates_is_the_decay_at_constant_rate():
   np.testing.assert_allclose(got, want, atol=1e-3)
 
 
+def test_means_from_run_at_the_end_and_where_the_rate_turns():
+  t = np.arange(1001)
+  cooled = np.minimum(1, (1000 - t) / 200)
+  # What was done is asked for: the last parameters, whether the run goes on.
+  for used in (cooled[:1000], np.append(cooled[:1000], 1.0)):
+    first, means, last = from_run_means([800, 900, 1000], used, cooled)
+    assert last == pytest.approx(1) and abs(first) + abs(means).sum() < 1e-9
+  # From a constant rate, a quarter left: linear between any knots.
+  quarter = from_run_means(
+    [800, 850, 1000], np.ones(1000), 0.25 + 0.75 * cooled
+  )
+  assert quarter.last == pytest.approx(0.25)
+  np.testing.assert_allclose(quarter.means, [0.75 / 4, 0.75 * 3 / 4])
+  linear = np.where(t < 800, 1, (1000 - t) / 200)
+  turned = np.minimum(1, (1000 - t[:1000]) / 150)
+  with pytest.raises(ValueError, match='between the checkpoints 800 and 1000'):
+    from_run_means([800, 1000], turned, linear)
+  cycles = 1 - (t[:1000] % 200) / 200
+  goal = np.where(t < 200, np.append(cycles, 0), (1000 - t) / 800)
+  with pytest.raises(ValueError, match='line between the checkpoints 200 and'):
+    from_run_means([200, 400, 600, 800, 1000], cycles, goal)
+
+
 def test_from_run_divides_by_what_was_used():
   # Methods, 1.2: eta = (1, .8, .6, .4), target (.75, .5, .25, 0), per block.
   used = np.repeat([1, 1, 0.8, 0.6, 0.4], 3)

@@ -10,6 +10,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from merging.engine import safetensors, stream
 from tests import helpers, tools
 from tests import merging_items as made
 
@@ -297,6 +298,15 @@ def test_safetensors_that_do_not_fit(tmp_path, monkeypatch, capsys):
     path = tmp_path / f'm-{i}' / 'model.safetensors'
     _write(path, {**good, 'position_ids': np.arange(3)})
   check("leaf 'position_ids' of")
+  sources = [(tmp_path / f'm-{i}', 0.5) for i in (1, 2)]
+  stream.merge(sources, tmp_path / 'x', integers=True, dtype='bfloat16')
+  (header,) = safetensors.Folder(tmp_path / 'x').headers.values()
+  kinds = {
+    k: v['dtype']
+    for k, v in header[1].items()
+    if k in ('scale', 'position_ids')
+  }
+  assert kinds == {'scale': 'BF16', 'position_ids': 'I64'}
   _write(two, good)
   (two.parent / 'model.safetensors.index.json').write_text(
     json.dumps({'weight_map': {**dict.fromkeys(good, two.name), 'x': two.name}})

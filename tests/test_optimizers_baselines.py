@@ -107,9 +107,16 @@ def test_golden_cautious_update():
   u, g = np.array([1.0, -2, 3, 0.5]), np.array([0.1, 0.1, 0.3, 0])
   method = optax.stateless(lambda updates, params: jnp.asarray(u))
   for name, want in (('mean', [2, 0, 6, 0]), ('sum', [4 / 3, 0, 4, 0])):
-    tx = cautious_update.cautious(method, name)
+    tx = cautious_update.cautious(method, None, name)
     got, _ = tx.update(jnp.asarray(g), tx.init(g))
     np.testing.assert_allclose(got, want, rtol=1e-6)
+    # Each layer of a stack has a share of its own.
+    stack = optax.stateless(lambda updates, params: jnp.stack([u, abs(u)]))
+    layers = roles.Axes(('layers', 'embed'), 'matrix', inputs=(1,), batch=(0,))
+    tx = cautious_update.cautious(stack, layers, name)
+    got, _ = tx.update(jnp.stack([g, g]), tx.init(g))
+    np.testing.assert_allclose(got[0], want, rtol=1e-6)
+    assert (got[1, :3] < abs(u[:3]) * 2).all()
 
 
 def test_cautious_adamw_never_steps_against_the_gradient():

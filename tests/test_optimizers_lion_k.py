@@ -85,6 +85,15 @@ def test_fenchel_young(x, y, name):
     assert (other >= (z * w).sum(dims, keepdims=True) - 1e-5).all()
 
 
+@pytest.mark.parametrize('name', ['linf', 'topk'])
+def test_ties_share_what_one_would_have(name):
+  x = np.array([2.0, -2.0, 2.0, 0.1, 1.0, 0.3])
+  with jax.enable_x64(True):
+    g = _call(name, 'gradient', x)
+    assert _call(name, 'conjugate', g) == 0
+    assert g @ x == pytest.approx(_call(name, 'value', x).item())
+
+
 @pytest.mark.parametrize('p', [1.25, 2.0, 8.0])
 def test_any_p_by_numpy(p):
   """K is the p-norm, its gradient has q-norm 1; also of tiny numbers."""

@@ -12,14 +12,15 @@ SHAPE = (4, 3)
 
 def _numpy_soap(x, grads, lr, every, b=0.95, eps=1e-8):
   m, v, L, R = 0, 0, 0, 0
-  for t, g in enumerate(grads, 1):
-    if t == 1:
+  for t, g in enumerate(grads):
+    if t == 0:
       p, q = (np.linalg.eigh(a)[1][:, ::-1] for a in (g @ g.T, g.T @ g))
-    m, v = b * m + (1 - b) * g, b * v + (1 - b) * (p.T @ g @ q) ** 2
-    n = p.T @ m @ q / (1 - b**t) / (np.sqrt(v / (1 - b**t)) + eps)
-    x = x - lr * p @ n @ q.T
+    else:
+      m, v = b * m + (1 - b) * g, b * v + (1 - b) * (p.T @ g @ q) ** 2
+      n = p.T @ m @ q / (1 - b**t) / (np.sqrt(v / (1 - b**t)) + eps)
+      x = x - lr * p @ n @ q.T
     L, R = b * L + (1 - b) * g @ g.T, b * R + (1 - b) * g.T @ g
-    if t % every == 0:
+    if t and t % every == 0:
       i, j = (np.argsort(-np.diag(a)) for a in (p.T @ L @ p, q.T @ R @ q))
       v, p, q = v[i][:, j], p[:, i], q[:, j]
       p, q = np.linalg.qr(L @ p)[0], np.linalg.qr(R @ q)[0]
@@ -38,10 +39,11 @@ def test_numpy_reference(every):
 
 def test_without_rotation_it_is_adam():
   x, grads = np.ones(SHAPE), problem.normal(SHAPE)
-  a = soap(0.1, max_dim=2, weight_decay=0.1)
+  a = problem.run(soap(0.1, max_dim=2, weight_decay=0.1), x, grads)
+  np.testing.assert_allclose(a[0], 0.99 * x, err_msg='the first only decays')
   b = adamw(0.1, b1=0.95, b2=0.95)
   np.testing.assert_allclose(
-    problem.run(a, x, grads), problem.run(b, x, grads), atol=1e-12
+    a[1:], problem.run(b, 0.99 * x, grads[1:]), atol=1e-12
   )
 
 

@@ -131,6 +131,21 @@ def test_widths_are_those_of_the_trackers():
     power_ema([1, 2], sigma=0.3)
 
 
+def test_moments_of_short_intervals_are_exact_too():
+  theta = np.cumsum(np.random.default_rng(0).standard_normal(13))
+  knots = [0, 5, 10, 12]
+  w = coefficients.target(np.arange(12) / 12, 'square', 0.0)
+  c = moments.interval_moments(knots, 'square')
+  got = c.first * theta[0] + c.last * theta[12]
+  for a, b, mean, moment in zip(
+    knots, knots[1:], c.means, c.moments, strict=False
+  ):
+    inside = theta[a + 1 : b + 1]
+    j = np.arange(1, b - a + 1)
+    got += mean * inside.mean() + moment * (inside @ j) / j.sum()
+  assert got == pytest.approx(theta[0] + w @ np.diff(theta), abs=1e-12)
+
+
 @pytest.mark.parametrize('shape', ['linear', 'square', 'cosine', '1-sqrt'])
 def test_moments_against_the_weight_of_every_update(shape):
   """In float64; the averages are those of the train state, inside jit."""

@@ -63,6 +63,17 @@ def test_golden_spectral_penalty(power, slope):
   np.testing.assert_allclose(g, [[slope, 0], [0, 0]], atol=1e-6)
 
 
+def test_a_matrix_that_began_at_zero_is_found_later():
+  tx = spectral_penalty(optax.identity(), None, 1.0, 1)
+  x = jnp.zeros((3, 2))
+  state_ = tx.init(x)
+  g, state_ = tx.update(x, state_, x)
+  assert not g.any()
+  for _ in range(30):
+    g, state_ = tx.update(0 * x, state_, jnp.diag(jnp.ones(3))[:, :2] * 3)
+  assert np.linalg.norm(g) == pytest.approx(4, rel=1e-3)
+
+
 def test_power_iterations_go_on_and_bring_the_largest_value_to_one():
   """A stack of two, one far above 1 and one below, by plain descent."""
   x = np.random.default_rng(0).normal(size=(2, 12, 8)) * [[[0.5]], [[0.02]]]

@@ -99,6 +99,11 @@ def test_the_intervals_hold_as_often_as_they_say():
   assert ((share > 0.83) & (share < 0.96)).all(), share
   three = predict.uncertainty(predict.fit(lrs[:3], y[:3]), lrs[:3], y[:3], lrs)
   assert np.isinf(three.loss).all() and np.isinf(three.peak)
+  # Losses that the bound does not explain say nothing of the best peak.
+  lrs = [p * shapes[0] for p in (1e-3, 2e-3, 4e-3)] * 2
+  for y in ([3, 3.1, 3, 3, 3.1, 3], [3, 2.9, 2.5, 3, 2.9, 2.5]):
+    found = predict.uncertainty(predict.fit(lrs, y), lrs, y, lrs)
+    assert np.isinf(found.peak), y
 
 
 def test_predict_says_what_three_runs_cannot(tool, capsys):
@@ -153,6 +158,7 @@ def test_on_a_quadratic_the_range_test_finds_the_limit(top, spacing):
 def test_a_range_that_is_too_low_or_without_effect_is_said():
   x = lr_range.values(1e-4, 1e-2, 100)
   assert lr_range.read(x, np.linspace(3, 2, 100)).at_end
+  assert not lr_range.read(x, [*np.linspace(3, 2, 60), np.nan]).at_end
   assert lr_range.read(x, np.linspace(2, 3, 100)).at_start
   noise = np.random.default_rng(0).standard_normal(100)
   assert not lr_range.read(x, 3 + 0.1 * noise).clear

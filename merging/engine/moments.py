@@ -42,7 +42,7 @@ def interval_moments(
   for a, b in zip(s - s[0], s[1:] - s[0], strict=False):
     weights, j = -np.diff(w[a : b + 1]), np.arange(1, b - a + 1)
     off = j - j.mean()
-    slope = off @ weights / max(off @ off, 1)
+    slope = off @ weights / (off @ off or 1)
     means.append(weights.sum() - slope * j.sum())
     moments.append(slope * j.sum())
   return Moments(

@@ -20,7 +20,7 @@ import numpy as np
 import tensorstore as ts
 
 from merging.engine import files, hashing
-from merging.engine.items import Array
+from merging.engine.items import FLOATS, Array
 
 _DTYPES = {
   'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16',
@@ -130,9 +130,6 @@ class Writer:
     with path.open('r+b') as f:
       f.seek(start + first * data.itemsize)
       f.write(data.reshape(-1).view(np.uint8))
-
-  def close(self) -> None:
-    pass
 
   def finish(self) -> None:
     """Called once: the index and what else belongs to the model."""
@@ -258,7 +255,8 @@ def _layout(header, dtype):
   tensors = {k: v for k, v in header.items() if k != '__metadata__'}
   for name in sorted(tensors, key=lambda k: tensors[k]['data_offsets']):
     entry = tensors[name]
-    kind = ts.dtype(dtype or _DTYPES[entry['dtype']])
+    kind = _DTYPES[entry['dtype']]
+    kind = ts.dtype(dtype if dtype and kind in FLOATS else kind)
     start, shape = end, tuple(entry['shape'])
     end += math.prod(shape) * kind.numpy_dtype.itemsize
     places[name] = shape, kind.numpy_dtype, start

@@ -46,13 +46,8 @@ def merge(sources: Sources, out: Path, **options: Any) -> None:
       stored chunks that do not fit max_bytes; coefficients whose sum is not 1.
   """
   with atomic.directory(out) as temporary:
-    write_item(sources, temporary, **options)
-
-
-def write_item(sources: Sources, out: pathlib.Path, **options: Any) -> None:
-  """Does what `merge` does in an existing directory, not atomically."""
-  finish = write_part(sources, out, (0, 1), **options)
-  finish()
+    finish = write_part(sources, temporary, (0, 1), **options)
+    finish()
 
 
 def write_part(

@@ -5,19 +5,22 @@ by the parameter; this masks the update by the gradient (2411.16085). The two
 can be combined.
 """
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from optimizers.parts import choices
+from optimizers.parts import choices, roles
 
 NORMALIZATIONS = ('mean', 'sum')
 
 
 def cautious(
-  method: optax.GradientTransformation, normalization: str
+  method: optax.GradientTransformation, axes: Any, normalization: str
 ) -> optax.GradientTransformation:
-  """Keeps u where u g > 0 and enlarges what is left, leaf by leaf.
+  """Keeps u where u g > 0 and enlarges what is left, each layer by itself.
 
   normalization: 'mean' divides by max(mean of the mask, 1e-3), as the authors'
   code does; 'sum' multiplies by size / (sum of the mask + 1), algorithm 1.
@@ -25,15 +28,18 @@ def cautious(
   """
   choices.check('normalization', normalization, NORMALIZATIONS)
 
-  def masked(u, g):
+  def masked(u, g, a):
     # By signs, because the product of two small numbers underflows to 0.
     mask = (jnp.sign(u) * jnp.sign(g) > 0).astype(u.dtype)
+    dims = tuple(i for i in range(u.ndim) if i not in a.batch)
+    share = jnp.mean(mask, axis=dims, keepdims=True)
     if normalization == 'mean':
-      return u * mask / jnp.maximum(jnp.mean(mask), 1e-3)
-    return u * mask * (mask.size / (jnp.sum(mask) + 1))
+      return u * mask / jnp.maximum(share, 1e-3)
+    size = math.prod(u.shape[i] for i in dims)
+    return u * mask / (share + 1 / size)
 
   def update(updates, state, params=None):
     u, state = method.update(updates, state, params)
-    return jax.tree.map(masked, u, updates), state
+    return jax.tree.map(masked, u, updates, roles.of(updates, axes)), state
 
   return optax.GradientTransformation(method.init, update)

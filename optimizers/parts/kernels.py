@@ -69,6 +69,11 @@ def _box(y, value, dims):
   return _inside(_max(y, dims) <= _SLACK, value)
 
 
+def _max_gradient(x, e, dims):
+  largest = jnp.abs(x) == _max(x, dims)
+  return jnp.sign(x) * largest / _sum(largest, dims)
+
+
 def _over(x, norm):
   return jnp.where(norm > 0, x / jnp.where(norm > 0, norm, 1), 0)
 
@@ -92,8 +97,10 @@ def _topk_value(x, e, dims):
 
 
 def _topk_gradient(x, e, dims):
-  size, _, least = _largest(x, e, dims)
-  return jnp.where(size >= least, jnp.sign(x), 0)
+  size, k, least = _largest(x, e, dims)
+  above, equal = size > least, size == least
+  share = (k - _sum(above, dims)) / _sum(equal, dims)  # of those that tie
+  return jnp.sign(x) * jnp.where(above, 1, jnp.where(equal, share, 0))
 
 
 def _topk_conjugate(y, e, dims):
@@ -144,7 +151,7 @@ KERNELS = {
   ),
   'linf': Kernel(
     lambda x, e, d: _max(x, d),
-    lambda x, e, d: jnp.where(jnp.abs(x) == _max(x, d), jnp.sign(x), 0),
+    _max_gradient,
     lambda y, e, d: _inside(_sum(jnp.abs(y), d) <= _SLACK, 0.0),
   ),
   'quadratic': Kernel(

@@ -59,7 +59,8 @@ def exact(
 
   `update` needs previous_grads, the gradient of this batch at
   `state.previous`; at first these are the parameters themselves. `treats`
-  says of the axes of a leaf whether it is corrected.
+  says of the axes of a leaf whether it is corrected. Decay that looks at the
+  gradient ('coupled', 'cautious-gradient') sees c.
   """
 
   def init(params):

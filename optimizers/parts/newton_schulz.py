@@ -98,7 +98,9 @@ def orthogonalize(
 ) -> jax.Array:
   """Replaces each matrix of a stack by (nearly) its orthogonal factor.
 
-  `dtype` is that of the factors of each product ('float32' keeps float64);
+  `dtype` is that of the factors of each product ('float32' keeps float64, and
+  accelerators multiply as jax_default_matmul_precision says, unless `form` is
+  'gram', which TF32 would ruin);
   sums, norms and the result have the dtype of `x_BMN`, which halves the error
   of an iteration in bfloat16 throughout. Cheapest if M <= N. `form` 'gram'
   iterates on M x M matrices alone where that takes fewer flops, N > 1.5 M: its
@@ -113,7 +115,10 @@ def orthogonalize(
 
   def product(x, y):
     return jnp.matmul(
-      x.astype(kind), y.astype(kind), preferred_element_type=x_BMN.dtype
+      x.astype(kind),
+      y.astype(kind),
+      precision='highest' if form == 'gram' else None,
+      preferred_element_type=x_BMN.dtype,
     )
 
   def one(x):  # (..., M, N)

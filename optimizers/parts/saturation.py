@@ -36,6 +36,8 @@ def measure(
                       infinite it is left out
     lion/inside/R     share of parameters, each layer one, where K* is finite
   """
+  if decay in ('none', 'coupled'):
+    return {}
   found: dict[str, list] = {}
   mu = optax.tree_utils.tree_get(state, 'mu')
 

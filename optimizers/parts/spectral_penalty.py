@@ -49,7 +49,7 @@ def spectral_penalty(
     left = _unit(jnp.einsum('bmn,bn->bm', w, v))
     s_v = jnp.einsum('bmn,bm->bn', w, left)
     s = jnp.linalg.norm(s_v, axis=1)
-    v = _unit(s_v)
+    v = jnp.where(s[:, None] > 0, _unit(s_v), v)  # of 0 it learns nothing
     slope = 2 * (s**power - 1) * power * s ** (power - 1)
     outer = jnp.einsum('b,bm,bn->bmn', weight * slope, left, v)
     return g + roles.from_matrices(outer, a, x.shape), v

@@ -3,7 +3,7 @@
 A multiplier computed inside jit from constants must equal, bit for bit, the
 one from traced floats and the one from plain Python. Hence three habits here:
 steps are subtracted as integers (float32 loses them above 2^24); a denominator
-passes an `optimization_barrier`, because XLA multiplies by the reciprocal of a
+takes part in what XLA cannot know, because it multiplies by the reciprocal of a
 constant; no product is added to directly, because XLA fuses that to an FMA.
 """
 

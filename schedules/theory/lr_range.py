@@ -60,7 +60,8 @@ class Reading(NamedTuple):
   smooth: the loss without its noise, one per value.
   turn: the last value before it is for good more than 5 % of its whole fall
     above its least. steepest: the value where it falls fastest.
-  at_end: it had not turned up at the last value. at_start: it never fell.
+  at_end: it had not turned up, nor diverged, at the last value. at_start: it
+    never fell.
   clear: it changes by more than the smoothed noise of the batches could.
   """
 
@@ -102,7 +103,7 @@ def read(swept: ArrayLike, losses: Sequence[float]) -> Reading:
     smooth,
     float(x[turn]),
     float(steepest),
-    at_end=turn >= y.size - 1,
+    at_end=bool(turn >= y.size - 1 and good.all()),
     at_start=turn < int(2 * sigma),
     clear=bool(np.ptp(smooth[: turn + 1]) > 8 * noise),
   )

@@ -51,9 +51,7 @@ def fit(lrs: Sequence[ArrayLike], losses: ArrayLike) -> Fit:
   def residual(log_distance):
     return _affine(np.exp(2 * log_distance) * a + b, y)[0]
 
-  # The two terms of the bound balance for some D within these.
-  logs = 0.5 * np.log(b / a)
-  grid = np.linspace(logs.min() - 3, logs.max() + 3, 61)
+  grid = np.linspace(*_range(a, b), 61)
   best = int(np.argmin([residual(x) for x in grid]))
   low, high = grid[max(best - 1, 0)], grid[min(best + 1, grid.size - 1)]
   found = optimize.minimize_scalar(
@@ -79,7 +77,8 @@ class Uncertainty(NamedTuple):
   """What the residuals of a fit say of its predictions.
 
   loss: half width of the interval of a new run's loss, for each of `lrs`.
-  peak: factor by which the best peak may be higher or lower.
+  peak: factor by which the best peak may be higher or lower; infinite if the
+    runs do not tell the distance D.
   """
 
   loss: np.ndarray
@@ -120,7 +119,18 @@ def uncertainty(
   widen = np.einsum('ni,ij,nj->n', new, covariance, new)
   half = t * spread * np.sqrt(1 + widen)
   log_factor = t * spread * np.sqrt(covariance[0, 0])
-  return Uncertainty(half, float(np.exp(min(log_factor, 700.0))))
+  low, high = _range(*np.array([bound.terms(lr) for lr in used]).T)
+  inside = low + 0.01 < np.log(fitted.distance) < high - 0.01
+  known = inside and np.linalg.matrix_rank(rows) == 3
+  return Uncertainty(
+    half, float(np.exp(min(log_factor, 700.0))) if known else np.inf
+  )
+
+
+def _range(a, b):
+  """Within these logs the two terms of the bound balance for some D."""
+  logs = 0.5 * np.log(b / a)
+  return logs.min() - 3, logs.max() + 3
 
 
 def _derivatives(fitted, lrs):
