@@ -62,8 +62,8 @@ def from_run_means(
   updates before it tend to.
 
   Raises:
-    ValueError: as `from_run`; a ratio that turns inside an interval, so that the
-      line misses the target by more than a tenth of what was used there.
+    ValueError: as `from_run`; a ratio that turns inside an interval, so that
+      the line misses the target by over a tenth of what was used there.
   """
   s = coefficients.check_steps(steps)
   if s.size == 1:
@@ -81,8 +81,8 @@ def from_run_means(
     i = int(np.argmax(wrong))
     raise ValueError(
       f'target / used is far from a line between the checkpoints {s[i]} and '
-      f'{s[i + 1]}, so that a mean cannot be corrected; leave out the means, or '
-      'save where the learning rate turns.'
+      f'{s[i + 1]}, so that a mean cannot be corrected; leave out the means, '
+      'or save where the learning rate turns.'
     )
   return found
 

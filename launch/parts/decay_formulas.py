@@ -122,8 +122,15 @@ def _noise():
 
 @functools.cache
 def _stepper(name):
-  """Jits one step: what each mode subtracts from each kind of parameter."""
+  """Jits one step: what each mode subtracts from each kind of parameter.
+
+  Of a method that only looks at its first gradient, it is the second step.
+  """
   params, noise = _params(), _noise()
+  config = spec.spec('optimizers', name, decay='none')
+  built = spec.build('optimizers', config, 1.0, _LEAVES)
+  first, _ = built.update(noise, built.init(params), params)
+  only_looks = not first['matrices'].any()
 
   @jax.jit
   def step(size, lr, peak, wd):
@@ -134,7 +141,10 @@ def _stepper(name):
       tx = spec.build(
         'optimizers', config, lr, _LEAVES, peak, floats={'weight_decay': wd}
       )
-      updates, _ = tx.update(grads, tx.init(params), params)
+      state = tx.init(params)
+      if only_looks:
+        _, state = tx.update(grads, state, params)
+      updates, _ = tx.update(grads, state, params)
       return jax.tree.map(jnp.negative, updates)
 
     return {mode: subtracted(mode) for mode in decay.MODES}
