@@ -48,7 +48,7 @@ def activations(model, rows: int, time: int) -> int:
 def main() -> None:
   import jax  # late: --help answers at once
 
-  from lm import dry_run, loop, mesh, sharding
+  from lm import loop, mesh, programs, sharding
 
   out = table.Table(
     'size, remat', 'state', 'grads', 'kept', 'peak, GB', 'over least',
@@ -58,7 +58,8 @@ def main() -> None:
     config = base.get_config(f'size={size},optimizer={_OPTIMIZER.value}')
     config.batch_size = _BATCH.value * jax.device_count()
     built = loop.build(config)
-    memory = dry_run.compiled(config, built).memory_analysis()
+    step = programs.trace(config, built).lower().compile()
+    memory = step.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
     state = mesh.device_bytes(built.abstract)

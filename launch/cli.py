@@ -1,6 +1,7 @@
 """What all commands share: flags, --help, one-sentence errors, exit codes.
 
-Exit codes: 0 done, 1 diverged, 2 a mistake of the user, 143 preempted.
+Exit codes: 0 done, 1 diverged, 2 a mistake of the user, 130 interrupted, 143
+preempted.
 Imports of this file are light, so that --help answers at once.
 """
 

@@ -31,8 +31,7 @@ def main() -> None:
   several = len(refs) > 1
   for text, ref in zip(_AT.value, refs, strict=True):
     run = runs.setdefault(ref.run, Run(ref.run))
-    at = ref.item.parent.name if ref.step is None else ref.step
-    losses = run.losses(run.params(at))
+    losses = run.losses(run.params(ref.at))
     tokens, size = run.data.eval_tokens_ES, run.config.eval.batch_size
     same = (size, tokens.shape, tokens.tobytes())
     minus = ''
@@ -58,7 +57,10 @@ def main() -> None:
 
 
 def _next(run, ref, text) -> str:
-  if run.meta['status'] in ('imported', 'diverged'):
+  if not (run.path / 'meta.json').is_file() or run.meta['status'] in (
+    'imported',
+    'diverged',
+  ):
     return f'launch.generate --at={shlex.quote(text)}'
   rates = run.learning_rates()
   constant = rates[len(rates) // 2] == rates[-1] and len(run.steps) > 2

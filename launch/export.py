@@ -39,7 +39,7 @@ def main() -> None:
   run = Run(ref.run)
   config = hf.to_config(run.config, dtype=_DTYPE.value)
   with cli.user_errors(), atomic.directory(_OUT.value) as folder:
-    params = run.params(ref.item.parent.name if ref.step is None else ref.step)
+    params = run.params(ref.at)
     tensors = hf.to_tensors(params, dtype=_DTYPE.value)
     hugging_face_files.write(folder, config, tensors)
     if sources.is_bytes(run.config):

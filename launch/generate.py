@@ -55,7 +55,7 @@ def main() -> None:
     prompt, show = _numbers(config.model.vocab_size), lambda token: f' {token}'
   if not prompt:
     raise UserError('--prompt is empty; one token at least is needed.')
-  params = run.params(ref.item.parent.name if ref.step is None else ref.step)
+  params = run.params(ref.at)
   print(os.fsencode(_PROMPT.value).decode(errors='replace'), end='', flush=True)
   for (token,) in generate.sample(
     config,
@@ -82,7 +82,7 @@ def _tokenized(config):
 
   tokenizer = tokenizing.load(_TOKENIZER.value)
   size = tokenizing.vocab_size(tokenizer)
-  if size != config.model.vocab_size:
+  if size > config.model.vocab_size:
     raise UserError(
       f"--tokenizer='{_TOKENIZER.value}' has {size} tokens, the model "
       f'{config.model.vocab_size}.'

@@ -60,10 +60,11 @@ def _soup(run, refs) -> None:
     [(refs[i].item, 1 / len(chosen)) for i in chosen], **options
   )
   mean(range(len(refs)))  # refuses different models before any evaluation
-  singles = [Run(ref.run).params(ref.step) for ref in refs]  # verified
-  reported = [run.losses(params) for params in singles]
-  losses = [float(select(params).mean()) for params in singles]
-  del singles
+  reported, losses = [], []
+  for ref in refs:  # one at a time in memory
+    params = Run(ref.run).params(ref.step)  # verified
+    reported.append(run.losses(params))
+    losses.append(float(select(params).mean()))
   tried = greedy.greedy(losses, lambda i: float(select(mean(i)).mean()))
   chosen = [t.candidate for t in tried if t.kept]
   _print(run, tried, losses, reported, run.losses(mean(chosen)))

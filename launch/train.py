@@ -10,6 +10,7 @@ On several machines run the same command on each: TPU pods and SLURM are
 detected; elsewhere give --coordinator, --num_processes and --process_id.
 """
 
+import pathlib
 import shlex
 
 from absl import flags
@@ -68,7 +69,8 @@ def _after(workdir: str) -> str:
 
   run = Run(workdir)
   parent = run.meta['parent'].rpartition('@')[0]
-  if _CONFIG.value.branch and parent:
+  there = pathlib.Path(parent, 'config.json').is_file()
+  if _CONFIG.value.branch and parent and there:
     return f'python -m {_beside(run, parent, workdir)}'
   rates = run.learning_rates()
   if rates[len(rates) // 2] == rates[-1] and len(run.steps) > 2:

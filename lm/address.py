@@ -13,6 +13,13 @@ class Ref(NamedTuple):
   step: int | None
   item: pathlib.Path
 
+  @property
+  def at(self) -> int | str:
+    """What Run.params takes: a step, or the name of a merge."""
+    if self.step is not None:
+      return self.step
+    return self.item.relative_to(self.run / 'merged').parts[0]
+
 
 def locate(text: str) -> Ref:
   """Finds 'RUN@STEP', 'RUN' (its newest checkpoint) or 'RUN/merged/NAME'."""

@@ -18,7 +18,7 @@ from lm import step as step_lib
 from lm.errors import UserError
 
 # These fields may differ between two starts of one run: they do not change its
-# parameters (a mesh changes their last bits). First match wins.
+# parameters (a mesh changes their last bits).
 MAY_CHANGE = (
   'log_every_steps',
   'max_bad_steps',
@@ -124,12 +124,13 @@ def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:
       f'{run} was trained with: a file that it reads has changed.'
     )
   if refused:
+    no = " --config.init=''" if config.init else ''
     raise UserError(
       f'{run} was started with another {", ".join(refused)}; use a new '
-      f'--workdir, or start from it with --config.branch={run}@{at}. What '
-      f'may change: {", ".join(MAY_CHANGE)}, and num_steps to {at} or more '
-      f'when the schedule before step {at} stays the same, and with it the '
-      'floats of the optimizer (follow, normalize_decay).'
+      f'--workdir, or start from it with --config.branch={run}@{at}{no}. '
+      f'What may change: {", ".join(MAY_CHANGE)}, and num_steps to {at} or '
+      f'more when the schedule before step {at} stays the same, and with it '
+      'the floats of the optimizer (follow, normalize_decay).'
     )
 
 

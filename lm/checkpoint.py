@@ -26,7 +26,6 @@ from lm.state import TrainState
 CHUNK_BYTES = 16 << 20
 noise.quiet()
 PLACEHOLDER = ocp.PLACEHOLDER  # in place of a leaf that is not to be read
-_ITEMS = ('params', 'train', 'mean')
 
 
 @jax.jit
@@ -48,20 +47,6 @@ def _items(state: TrainState) -> dict[str, Any]:
   return {k: v for k, v in items.items() if jax.tree.leaves(v)}
 
 
-def _registry() -> Any:
-  """Handlers by item name, so that a fresh process can read every item."""
-  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-  for name in _ITEMS:
-    # zstd would save 8 % of the space of float32, and costs every reader time.
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-    registry.add(name, ocp.args.PyTreeSave, handler)
-    registry.add(name, ocp.args.PyTreeRestore, handler)
-  handler = ocp.JsonCheckpointHandler()
-  registry.add('meta', ocp.args.JsonSave, handler)
-  registry.add('meta', ocp.args.JsonRestore, handler)
-  return registry
-
-
 class Checkpoints:
   """The checkpoints of one run directory, for the process that trains it."""
 
@@ -78,10 +63,11 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policy, cleanup_tmp_directories=True
     )
+    self._handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     self._manager = ocp.CheckpointManager(
       (self.run / 'checkpoints').absolute(),
       options=options,
-      handler_registry=_registry(),
+      handler_registry=self._handlers,
     )
 
   def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> bool:
@@ -103,6 +89,10 @@ class Checkpoints:
         lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree
       )
       args[name] = ocp.args.PyTreeSave(tree, save_args=chunk)
+      if not self._handlers.has(name, ocp.args.PyTreeSave):
+        # zstd would save 8 % of the bytes of float32, and costs readers time.
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+        self._handlers.add(name, ocp.args.PyTreeSave, handler)
     self._manager.save(step, args=ocp.args.Composite(**args), force=True)
     return True
 

@@ -30,7 +30,7 @@ class Data(NamedTuple):
   bytes_per_token: of the validation files; None when unknown (shards without
     a sidecar).
   fingerprint: 16 hex digits of the sha256 of the corpus and its split.
-  summary: one line for the run card.
+  summary: one line, printed at the start.
   """
 
   train: 'Batches'

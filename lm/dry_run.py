@@ -2,23 +2,24 @@
 
 import math
 import pathlib
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 from rich import console, table
 
-from lm import address, loop, mesh, model, restore, step, width
+from lm import address, loop, mesh, model, programs, restore, width
 
 
 def report(config: ConfigDict, workdir: str = '') -> None:
   """Prints the parameters by role, FLOPs per token, memory and disk space."""
-  restore.branch_step(config, pathlib.Path(workdir))
+  first = restore.branch_step(config, pathlib.Path(workdir))
+  num_steps = config.num_steps - first
   built = loop.build(config)
   if not address.steps(pathlib.Path(workdir)):
     restore.check_shapes(config, built.abstract)
   abstract = built.abstract
-  memory = compiled(config, built).memory_analysis()
+  step = programs.trace(config, built).lower().compile()
+  memory = step.memory_analysis()
   flops = model.flops_per_token(config.model, config.seq_len)
   per_step = config.batch_size * config.seq_len
   rows = [
@@ -28,9 +29,9 @@ def report(config: ConfigDict, workdir: str = '') -> None:
     *((f'  {k}', f'{v:,}') for k, v in _by_role(built).items()),
     ('width rule', width.describe(config)),
     ('tokens per step', f'{per_step:,}'),
-    ('tokens in the run', f'{per_step * config.num_steps:,}'),
+    ('tokens in the run', f'{per_step * num_steps:,}'),
     ('training FLOPs per token', f'{flops:.3e}'),
-    ('training FLOPs of the run', f'{flops * per_step * config.num_steps:.3e}'),
+    ('training FLOPs of the run', f'{flops * per_step * num_steps:.3e}'),
     ('memory per device: state', _size(memory.argument_size_in_bytes)),
     ('  parameters', _size(mesh.device_bytes(abstract.params))),
     ('  optimizer', _size(mesh.device_bytes(abstract.opt_state))),
@@ -40,24 +41,12 @@ def report(config: ConfigDict, workdir: str = '') -> None:
     ),
     ('memory per device: temporary', _size(memory.temp_size_in_bytes)),
     ('one checkpoint', _size(_bytes(abstract))),
-    ('checkpoints of the run', str(_num_checkpoints(config))),
+    ('checkpoints of the run', str(_num_checkpoints(config, first))),
   ]
   grid = table.Table(show_header=False)
   for row in rows:
     grid.add_row(*row)
   console.Console().print(grid)
-
-
-def compiled(config: ConfigDict, built: loop.Built) -> Any:
-  """Compiles the training step of a config; allocates nothing."""
-  tokens = jax.ShapeDtypeStruct(
-    (config.batch_size, config.seq_len + 1), jax.numpy.int32
-  )
-  with jax.set_mesh(built.mesh):
-    lowered = built.train_step.lower(
-      built.abstract, tokens, step.floats(config)
-    )
-    return lowered.compile()
 
 
 def _by_role(built):
@@ -68,9 +57,10 @@ def _by_role(built):
   return roles
 
 
-def _num_checkpoints(config):
+def _num_checkpoints(config, first):
   every = config.checkpoint.every_steps
-  saved = {*range(0, config.num_steps, every), config.num_steps}
+  steps = range(first, config.num_steps)
+  saved = {first, *(n for n in steps if n % every == 0), config.num_steps}
   kept = sorted(saved)[-config.checkpoint.keep_latest :]
   periodic = config.checkpoint.keep_every_steps
   return len({*kept, *(s for s in saved if periodic and s % periodic == 0)})

@@ -118,14 +118,14 @@ def join(parent: Log, stage: Log) -> Log:
       f'{stage.name} starts at step {first}, which does not continue '
       f'{parent.name}, whose last step is {last}.'
     )
-  tags = {}
-  for tag in {**parent.tags, **stage.tags}:
-    before, after = parent.tags.get(tag), stage.tags.get(tag)
-    if before is None or after is None:
-      tags[tag] = after or before
-      continue
-    both = zip((x[before.step < first] for x in before), after, strict=True)
-    tags[tag] = Series(*(np.concatenate(pair) for pair in both))
+  tags = dict(stage.tags)
+  for tag, before in parent.tags.items():
+    kept = Series(*(x[before.step < first] for x in before))
+    if tag in stage.tags:
+      pairs = zip(kept, stage.tags[tag], strict=True)
+      tags[tag] = Series(*(np.concatenate(pair) for pair in pairs))
+    elif kept.step.size:
+      tags[tag] = kept
   return stage._replace(tags=tags)
 
 
@@ -243,14 +243,21 @@ def _series(steps, values) -> Series:
 
 def _json(node: Any, prefix: str) -> dict[str, Series]:
   """Lists beside a list of steps, and lists of records, at any depth."""
-  if isinstance(node, list):
-    return _records(node) if node and isinstance(node[0], dict) else {}
+  if _is_records(node):
+    return _records(node)
   if not isinstance(node, dict):
     return {}
-  found, key = {}, next((k for k in _STEPS if k in node), None)
+  lists = {k: _records(x) for k, x in node.items() if _is_records(x)}
+  names = [name for x in lists.values() for name in x]
+  clash = prefix or len(set(names)) < len(names)
+  found = {}
+  for name, x in lists.items():
+    more = f'{prefix}{name}/' if clash else ''
+    found |= {more + k: v for k, v in x.items()}
+  key = next((k for k in _STEPS if k in node), None)
   steps = node[key] if key and isinstance(node[key], list) else None
   for name, x in node.items():
-    if name == key:
+    if name == key or name in lists:
       continue
     tag = f'{prefix}{name}'
     if _is_numbers(x):
@@ -260,6 +267,10 @@ def _json(node: Any, prefix: str) -> dict[str, Series]:
     else:
       found.update(_json(x, f'{tag}/'))
   return found
+
+
+def _is_records(x: Any) -> bool:
+  return isinstance(x, list) and len(x) > 0 and isinstance(x[0], dict)
 
 
 def _is_numbers(x: Any) -> bool:

@@ -52,8 +52,8 @@ _OTHER = {
   'norm_eps': 'rms_norm_eps',
   'init_std': 'initializer_range',
 }
-# Knobs that change how a model is computed, not what.
-_HOW = ('dtype', 'scan_layers', 'remat', 'attention', 'loss_chunk')
+# Knobs that change how a model is computed, or began, not what it is.
+_HOW = ('dtype', 'scan_layers', 'remat', 'attention', 'loss_chunk', 'init')
 _CLASSES = {'llama': 'LlamaForCausalLM', 'qwen3': 'Qwen3ForCausalLM'}
 # What our model is not, and theirs may be.
 _WITHOUT = {

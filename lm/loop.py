@@ -294,6 +294,6 @@ def _save(config, checkpoints, notes, current, n, first):
   every = config.checkpoint.every_steps
   start = max(first, (n - 1) // every * every) if n > first else n
   finite = checkpoints.save(current, n, {'step': n, 'mean_start': start})
-  if notes:
+  if notes and finite:
     notes.saved(n)
   return finite

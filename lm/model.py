@@ -96,12 +96,6 @@ def build(config: Any) -> Model:
   return Model(init, apply, hidden, probe, head, names)
 
 
-def num_params(config: Any) -> int:
-  """Returns the number of parameters without making any."""
-  shapes = jax.eval_shape(build(config).init, jax.random.key(0))
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
-
-
 def activations(config: Any, params: Any, tokens_BT: jax.Array) -> Any:
   """Returns flax's tree of all outputs of sublayers, layers not scanned."""
   module = _Transformer(FrozenConfigDict({**_NEWER, **config}))

@@ -84,7 +84,11 @@ def _ends(config, window) -> set[int]:
   if every:
     ends |= {*range(0, config.num_steps, every)}
   return {
-    n for n in ends if n >= window and np.ptp(rates[n - window : n]) < 1e-6
+    n
+    for n in ends
+    if n >= window
+    and n % config.checkpoint.every_steps == 0
+    and np.ptp(rates[n - window : n]) < 1e-6
   }
 
 

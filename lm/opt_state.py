@@ -117,11 +117,6 @@ def fill(fresh: Any, source: dict[Path, Path], arrays: dict[Path, Any]) -> Any:
   return jax.tree_util.tree_map_with_path(one, fresh)
 
 
-def switch(old: Any, fresh: Any, params: Any, policy: str) -> Any:
-  """Takes over what `policy` says from `old` into the new state `fresh`."""
-  return fill(fresh, plan(old, fresh, params, policy).source, by_path(old))
-
-
 def by_path(tree: Any) -> dict[Path, Any]:
   """Returns {path: leaf}; a path is the same with and without types."""
   flat = jax.tree_util.tree_leaves_with_path(tree)

@@ -125,7 +125,8 @@ def branch_step(config: ConfigDict, run: pathlib.Path) -> int:
         f'{ref.run}@{step} has no {name}, an average since step 0; branch with '
         "--config.checkpoint.ema=''."
       )
-  config.branch = f'{ref.run}@{step}'
+  if not config.branch.endswith(f'@{step}'):
+    config.branch += f'@{step}'
   return step
 
 

@@ -10,6 +10,7 @@ import functools
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -71,7 +72,11 @@ class Run:
 
   @functools.cached_property
   def model(self) -> model_lib.Model:
-    return model_lib.build(self.config.model)
+    """The model of the run, also without the GPU that it was trained on."""
+    config = self.config.model.copy_and_resolve_references()
+    if config.attention == 'cudnn' and jax.default_backend() != 'gpu':
+      config.attention = 'auto'
+    return model_lib.build(config)
 
   def params(self, at: int | str | None = None) -> Any:
     """Returns parameters on this process's device, whatever wrote them.

@@ -26,7 +26,6 @@ from lm.errors import UserError
 from lm.model import Model
 from lm.state import TrainState
 
-Metrics = dict[str, jax.Array]
 OPTIONAL = ('linearity', 'qk_clip', 'spectral_penalty')
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from lm import averages, card, loop
+from lm import address, averages, card, loop
 from lm.errors import UserError
+from merging.engine import items
 from tests import helpers
 
 ON = {'checkpoint__moment': True, 'checkpoint__ema': '0.1,0.2'}
@@ -97,6 +98,10 @@ def test_checkpoints_hold_the_averages_of_every_iterate(whole, tmp_path):
       want = np.tensordot(weights[name], iterates, 1)
       np.testing.assert_allclose(value, want, atol=1e-6)
       assert np.abs(value - plain[key]).max() > 0
+    item = items.Item(address.item(whole, 12, name))
+    leaf = item.open(min(item.leaves), items.context())
+    first = tuple(slice(0, n) for n in leaf.chunk)
+    assert leaf.place(first), f'{name} is compressed, which costs readers time'
   for key, value in plain.items():  # the run itself is the same
     np.testing.assert_array_equal(value, every[12][key])
 

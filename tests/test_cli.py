@@ -17,7 +17,7 @@ from absl import flags
 
 import optimizers
 from launch import cli, train
-from lm import noise, spec
+from lm import dry_run, noise, spec
 from lm import run as run_lib
 from tests import helpers, tools
 
@@ -162,6 +162,15 @@ def test_dry_run_prints_and_creates_nothing(tmp_path, monkeypatch, capsys):
   for word in ('parameters', 'FLOPs per token', 'memory', 'one checkpoint'):
     assert word in output
   assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_of_a_branch_counts_what_it_trains(whole, capsys):
+  dry_run.report(helpers.config(branch=f'{whole}@8'))
+  rows = [x.split('│') for x in capsys.readouterr().out.splitlines()]
+  found = {r[1].strip(): r[2].strip() for r in rows if len(r) > 2}
+  per_step = int(found['tokens per step'].replace(',', ''))
+  assert found['tokens in the run'] == f'{4 * per_step:,}'
+  assert found['checkpoints of the run'] == '2'
 
 
 NEW = '''import jax

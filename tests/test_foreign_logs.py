@@ -158,6 +158,18 @@ def _wsd(num_steps=100, start=60):
   return 1e-3 * np.minimum(1, (num_steps - t) / (num_steps - start))
 
 
+def test_two_lists_of_records_keep_their_names(tmp_path):
+  rows = lambda x: [{'step': s, 'loss': x} for s in range(3)]
+  path = tmp_path / 'x.json'
+  path.write_text(json.dumps({'train': rows(2.0), 'val': rows(3.0)}))
+  found = foreign_logs.read(str(path)).tags
+  assert {k: v.value[0] for k, v in found.items()} == {
+    'train/loss': 2.0, 'val/loss': 3.0
+  }  # fmt: skip
+  path.write_text(json.dumps({'log_history': rows(2.0)}))
+  assert list(foreign_logs.read(str(path)).tags) == ['loss']
+
+
 def test_a_stage_is_joined_to_its_parent(tmp_path):
   found = foreign_logs.read(_stages(tmp_path))
   rates = foreign_logs.learning_rates(found)
@@ -165,6 +177,15 @@ def test_a_stage_is_joined_to_its_parent(tmp_path):
   loss = foreign_logs.find(found, 'loss')
   assert loss.step.tolist() == [*range(0, 60, 10), *range(60, 101, 5)]
   assert loss.value[-1] == 1.0  # of the stage, not of the parent
+  parent = foreign_logs.Log('p', {'eval/loss': loss, 'late': loss}, {}, {})
+  rates = found.tags[foreign_logs.tag_of(found, 'lr', '', '')]
+  late = foreign_logs.Series(*(x[rates.step >= 60] for x in rates))
+  parent.tags['late'] = foreign_logs.Series(*(x[-2:] for x in loss))
+  joined = foreign_logs.join(
+    parent, foreign_logs.Log('s', {'lr': late}, {}, {})
+  )
+  assert joined.tags['eval/loss'].step.tolist() == list(range(0, 60, 10))
+  assert set(joined.tags) == {'eval/loss', 'lr'}
   with pytest.raises(UserError, match='does not continue'):
     foreign_logs.read('+'.join(reversed(_stages(tmp_path).split('+'))))
 

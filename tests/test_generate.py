@@ -1,12 +1,15 @@
 """Sampling: the arg max of `apply`, whatever the batch; seeds; commands."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import card, checkpoint, generate, log, state
+from lm import address, card, checkpoint, generate, log, state
 from lm import model as model_lib
+from lm import run as run_lib
 from tests import helpers, tools
 
 PROMPTS = [[1, 2, 3], [200], [7, 8, 9, 10, 11, 12, 13, 14, 15]]
@@ -84,6 +87,11 @@ def test_the_command(run, net, monkeypatch, capsys):
   assert capsys.readouterr().out == f'é{text}\n'
   assert call('--prompt=\udcff', '--num_tokens=1') == 0  # a byte alone
   assert capsys.readouterr().out.startswith('\ufffd')
+  bare = run / 'merged' / 'x'
+  shutil.copytree(run / 'checkpoints' / '0' / 'params', bare)
+  (bare / 'merge.json').write_text('{}')
+  assert address.in_run(str(bare)).at == 'x'
+  assert run_lib.Run(run).params(address.in_run(str(bare)).at)
   for bad, sentence in (
     ('--prompt=', '--prompt is empty'),
     ('--top_k=257', '--top_k=257 must be from 0 to 256'),

@@ -50,6 +50,11 @@ def _after_five_steps_of_adam():
   return x, state, grad(5)
 
 
+def _switch(old, fresh, params, policy):
+  source = opt_state.plan(old, fresh, params, policy).source
+  return opt_state.fill(fresh, source, opt_state.by_path(old))
+
+
 @pytest.mark.parametrize('policy', ['discard', 'keep', 'carry_mu'])
 def test_first_update_of_muon_after_adamw(policy):
   """-lr (0.2 sqrt(max) NS(g) + wd x) exactly; with mu: its Nesterov mean."""
@@ -58,7 +63,7 @@ def test_first_update_of_muon_after_adamw(policy):
     tx = muon(
       LR, AXES, scale='moonlight', weight_decay=WD, bias_correction=True
     )
-    new = opt_state.switch(old, tx.init(x), x, policy)
+    new = _switch(old, tx.init(x), x, policy)
     updates, _ = jax.jit(tx.update)(g, new, x)
   x, g, m, got = (
     np.asarray(t['blocks']['query']).reshape(2, 8, 8)
@@ -173,7 +178,7 @@ def test_a_changed_chain_keeps_its_state(old, new, initialised, dropped):
   # With values: each leaf has its own, found again under the same name.
   mark = iter(range(1000))
   state = jax.tree.map(lambda x: jnp.full_like(x, next(mark)), old.init(PARAMS))
-  moved = opt_state.switch(state, new.init(PARAMS), PARAMS, '')
+  moved = _switch(state, new.init(PARAMS), PARAMS, '')
   before, after = opt_state.by_path(state), opt_state.by_path(moved)
   for to, source in found.source.items():
     assert to[1:] == source[1:]  # all but the place in the chain

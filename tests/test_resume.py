@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
+from launch.parts import range_training
 from lm import address, checkpoint, fingerprint, loop
 from lm import run as run_lib
 from lm.errors import UserError
@@ -228,6 +229,13 @@ def test_branch_data_restart_sees_other_batches(whole, tmp_path):
   a, b = (run_lib.Run(r).metrics['train/loss'] for r in (whole, tmp_path))
   assert b.value[0] != a.value[4]
   assert b.step[0] == 4
+  # A range test of such a branch, whatever is stored, sees its first batch.
+  ranged = helpers.config(
+    branch=f'{whole}/.@4', branch_data='restart', checkpoint__moment=True
+  )
+  swept = np.full(4, config.learning_rate)
+  losses, _ = range_training.train(ranged, 'learning_rate', swept)
+  np.testing.assert_allclose(losses, b.value[1:4], rtol=1e-6)
 
 
 def test_init_takes_parameters_only(whole, tmp_path):

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from configs import resolved
 from launch.parts import curves
 from schedules.theory import bound, lr_range, predict
 from tests import helpers, tools
@@ -199,8 +200,28 @@ def test_extend_keeps_the_cycles_of_a_run(tool, capsys):
   tools.fake_run('c', arg='schedule=wsd_s', num_steps=40, **cycles)
   assert tool('extend', '--run=c', '--num_steps=80') == 0
   ((_, command),) = tools.commands(capsys.readouterr().out)
-  flag = '--config.schedule.cycle_end_steps=(10, 20)'
-  assert flag in shlex.split(command)
+  choice = '--config=c/config.json:schedule=wsd_s'
+  assert choice in shlex.split(command)
+  stored = resolved.get_config(choice.removeprefix('--config='))
+  assert stored.schedule.cycle_end_steps == (10, 20)
+
+
+def test_extend_names_every_knob_that_the_file_has_otherwise(tool, capsys):
+  knobs = {'schedule__decay': 0.4, 'schedule__warmup': 0.0, 'init': 'a@12'}
+  tools.fake_run(
+    'b',
+    arg='schedule=wsd',
+    num_steps=4000,
+    checkpoint__every_steps=800,
+    **knobs,
+  )
+  assert tool('extend', '--run=b', '--num_steps=8000', '--schedules=wsd') == 0
+  found = [shlex.split(c) for _, c in tools.commands(capsys.readouterr().out)]
+  assert '--config.schedule.decay=0.2' in found[-1]
+  assert '--config.schedule.warmup=0.02' in found[-1]
+  # A branch of a run that began with another's parameters does not, again.
+  branches = [c for c in found if any('--config.branch=b@' in x for x in c)]
+  assert branches and all('--config.init=' in c for c in branches)
 
 
 def test_extend_goes_on_from_a_run_that_still_runs(tool, capsys):

@@ -37,21 +37,24 @@ def split(text: str) -> list[str]:
   return found
 
 
-def parse(text: str) -> ConfigDict:
-  """Parses 'wsd:decay=0.2,shape=cosine' into a schedule's config.
+def parse(text: str, package: str = 'schedules') -> ConfigDict:
+  """Parses 'wsd:decay=0.2,shape=cosine' into the config of a component.
 
   Raises:
-    UserError: an unknown schedule or knob, or a value of another type.
+    UserError: an unknown component or knob, one given twice, or a value of
+      another type.
   """
   name, _, arg = text.partition(':')
-  config = spec.spec('schedules', name)
+  config = spec.spec(package, name)
   knobs = {}
   for part in filter(None, re.split(_COMMA, arg)):
     key, equals, value = part.partition('=')
     if not equals:
       raise UserError(f"'{text}': '{part}' is not KEY=VALUE.")
+    if key in knobs:
+      raise UserError(f"'{text}' gives {key} twice.")
     knobs[key] = _typed(text, key, value, config.get(key, ''))
-  return spec.spec('schedules', name, **knobs)
+  return spec.spec(package, name, **knobs)
 
 
 def _typed(text: str, key: str, value: str, default: Any) -> Any:
@@ -65,13 +68,19 @@ def _typed(text: str, key: str, value: str, default: Any) -> Any:
     return typed
   except (ValueError, SyntaxError, TypeError) as e:
     kind = type(default).__name__
-    raise UserError(f"'{text}': {key}='{value}' must be a {kind}.") from e
+    legal = 'True or False' if kind == 'bool' else f'a {kind}'
+    raise UserError(f"'{text}': {key}='{value}' must be {legal}.") from e
 
 
-def as_flags(text: str) -> list[str]:
-  """Returns what stands behind --config=FILE, and the flags for the knobs."""
+def as_flags(text: str, file: Mapping[str, Any] | None = None) -> list[str]:
+  """Returns what stands behind --config=FILE, and the flags for the knobs.
+
+  `file` is the schedule's config in FILE, whose knobs stay if the name does.
+  """
   config = parse(text)
   default = spec.spec('schedules', config.name)
+  if file and file['name'] == config.name:
+    default = {**default, **file}
   flags = [
     f'--config.schedule.{k}={v}' for k, v in config.items() if v != default[k]
   ]

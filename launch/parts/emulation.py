@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from launch.parts import merged_state
+from launch.parts import curves, merged_state
 from lm import checkpoint, log, processes, spec, verify
 from lm.errors import UserError
 from lm.run import Run
@@ -33,25 +33,7 @@ class Plan(NamedTuple):
 
 def parse_method(text: str) -> dict[str, Any]:
   """Parses 'decay:shape=cosine,floor=0.1' into a name and all its knobs."""
-  return _parse('merging', 'method', text)
-
-
-def _parse(package, flag, text):
-  name, _, arg = text.partition(':')
-  defaults = spec.spec(package, name)
-  knobs = {k: v for k, v in defaults.items() if k != 'name'}
-  chosen = spec.parse(arg, **{k: str(v) for k, v in knobs.items()})
-  for key, value in knobs.items():
-    kind = type(value)
-    legal = {'True': True, 'False': False} if kind is bool else None
-    try:
-      knobs[key] = legal[chosen[key]] if legal else kind(chosen[key])
-    except (ValueError, KeyError) as e:
-      a = 'True or False' if legal else f'a {kind.__name__}'
-      raise UserError(
-        f"--{flag}={text}: {key}='{chosen[key]}' must be {a}."
-      ) from e
-  return {'name': name, **knobs}
+  return dict(curves.parse(text, 'merging'))
 
 
 def plan(
@@ -207,8 +189,7 @@ def _listed(run, saved, steps):
 
 def _target(run, text, end):
   """Returns the learning rates of a run of `end` steps with that schedule."""
-  chosen = _parse('schedules', 'target', text)
-  schedule = spec.build('schedules', chosen, end)
+  schedule = spec.build('schedules', curves.parse(text), end)
   multipliers = jax.vmap(schedule)(np.arange(end + 1, dtype=np.int32))
   return run.config.learning_rate * np.asarray(multipliers, np.float64)
 

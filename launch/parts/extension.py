@@ -154,6 +154,8 @@ class _Commands:
       'schedule.decay': round(decay, 4),
       'schedule.shape': self._was.shape,
     }
+    if config.get('init'):
+      fields |= {'init': '', 'init_state': False}
     if rho != 1:
       fields['learning_rate'] = float(f'{rho * config["learning_rate"]:.5g}')
     name = pathlib.Path(f'{run}-{self._num_steps}-{way}')
@@ -177,7 +179,7 @@ def another(found: Log, text: str, num_steps: int) -> str:
   new = curves.curve(text, num_steps).value
   peak = found.config['learning_rate'] * transfer.ratio(old, new)
   run = found.name.rstrip('/')
-  head, *flags = curves.as_flags(text)
+  head, *flags = curves.as_flags(text, found.config['schedule'])
   fields = {'num_steps': num_steps, 'learning_rate': float(f'{peak:.5g}')}
   if found.config['branch']:
     fields['branch'] = ''

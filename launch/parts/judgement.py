@@ -86,7 +86,7 @@ def grid(
   for end in dict.fromkeys(ends):
     legal = [s for s in run.steps if s > 0]
     if end not in legal:
-      raise UserError(f'--ends: {end} is not a checkpoint; there are {legal}.')
+      raise UserError(f'{end} is not a checkpoint; there are {legal}.')
     fifths = [end - near(end * f) for f in (0.9, 0.8, 0.6)]
     lengths = windows or [w for w in fifths if means or _enough(run, end, w)]
     pairs += [(end, w) for w in dict.fromkeys(lengths) if 0 < w <= end]

@@ -2,11 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib import figure
-
-mpl.use('Agg')
 
 
 def emulation(

@@ -1,5 +1,6 @@
 """A run in which one float grows from step to step (not a command)."""
 
+import pathlib
 from typing import Any
 
 import jax
@@ -40,14 +41,16 @@ def train(
     but one; and a line that says where it began.
   """
   c = _constant(config, len(values))
+  restore.branch_step(c, pathlib.Path())
   built = loop.build(c)
+  restore.check_shapes(c, built.abstract)
   mesh.check_memory(built.abstract)
   shape = (c.batch_size, c.seq_len + 1)
   rows = mesh.local_rows(built.batch_sharding, shape)
   losses, watch = [], lr_range.Watch()
   with jax.set_mesh(built.mesh):
     state, origin = restore.begin(c, built.abstract, built.init)
-    first = int(state.step)
+    first = 0 if c.branch_data == 'restart' else int(state.step)
     for n, value in enumerate(progress.track(values, knob, transient=True)):
       tokens = built.data.train.batch(first + n, rows)
       tokens = mesh.put(built.batch_sharding, tokens, shape)
@@ -63,7 +66,7 @@ def _constant(config, num_values) -> ConfigDict:
   c = ConfigDict(config.to_dict())
   c.schedule = spec.spec('schedules', 'constant')
   c.follow = ''
-  c.checkpoint.mean = False
+  c.checkpoint.update(mean=False, moment=False, ema='')
   c.eval.merged = ''
   c.normalize_decay = False  # by another num_steps: `_floats` does it
   c.num_steps = 2**31 - 2 - num_values  # of no meaning at a constant rate

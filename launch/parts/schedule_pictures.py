@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib import figure, ticker
 
-mpl.use('Agg')
 _POINTS = 2000  # drawn of a curve, at most
 _DASHES = ('-', '--', ':', '-.')  # for every ten curves
 
@@ -23,7 +21,7 @@ def _line(ax, values, **style) -> None:
 
 
 def multipliers(curves: Sequence, losses: Mapping) -> figure.Figure:
-  """Draws launch.curves.Curve of any lengths, and the losses of runs.
+  """Draws launch.parts.curves.Curve of any lengths, and the losses of runs.
 
   Args:
     curves: each over its own steps.

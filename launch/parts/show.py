@@ -35,17 +35,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 def loss(run: Any, losses: np.ndarray) -> tuple[str, str, str]:
   """Formats mean loss in nats, its standard error, and bits per byte."""
   mean = losses.mean()
-  error = losses.std(ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else 0
   each = run.data.bytes_per_token
   bits = f'{mean / math.log(2) / each:.4f}' if each else '-'
-  return f'{mean:.4f}', f'{error:.4f}', bits
+  return f'{mean:.4f}', _error(losses), bits
 
 
 def gain(last: np.ndarray, losses: np.ndarray) -> tuple[str, str]:
   """Formats the mean paired difference last - losses and its standard error."""
   d = last - losses
-  error = d.std(ddof=1) / math.sqrt(len(d)) if len(d) > 1 else 0
-  return f'{d.mean():.4f}', f'{error:.4f}'
+  return f'{d.mean():.4f}', _error(d)
+
+
+def _error(x: np.ndarray) -> str:
+  """Formats the standard error of a mean, which one value does not have."""
+  if len(x) < 2:
+    return '-'
+  return f'{x.std(ddof=1) / math.sqrt(len(x)):.4f}'
 
 
 def effective_count(about: Mapping[str, Any]) -> None:

@@ -35,7 +35,9 @@ def documents(paths: Sequence[str]) -> Iterator[Document]:
           yield Document(f'{path}:{n}', _text(json.loads(line)))
     except UnicodeDecodeError as e:
       raise UserError(f"'{path}' is not UTF-8: {e}.") from e
-    except (json.JSONDecodeError, KeyError, TypeError) as e:
+    except (
+      json.JSONDecodeError, KeyError, TypeError, UnicodeEncodeError
+    ) as e:  # fmt: skip
       raise UserError(
         f"'{path}', line {n + 1}: not a JSON object with a text: {e}."
       ) from e
@@ -46,6 +48,7 @@ def documents(paths: Sequence[str]) -> Iterator[Document]:
 def _text(found):
   if not isinstance(found['text'], str):
     raise TypeError(f'text={found["text"]!r:.40}')
+  found['text'].encode()  # half of a pair of surrogates is no text
   return found['text']
 
 

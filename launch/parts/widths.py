@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib as mpl
 import numpy as np
 from matplotlib import figure
 from ml_collections import ConfigDict
@@ -16,7 +15,6 @@ from lm import loop, mesh, model, spec, step
 from lm.errors import UserError, did_you_mean
 from optimizers.parts import roles
 
-mpl.use('Agg')
 GROW = {'heads': ('num_heads', 'num_kv_heads'), 'head_dim': ('head_dim',)}
 _SEQUENCES = 8  # on which activations are measured
 
@@ -56,7 +54,8 @@ def at_width(config: ConfigDict, width: int, grow: str) -> ConfigDict:
   c.model.d_model = width
   c.model.scan_layers, c.model.remat = False, 'none'
   c.schedule = spec.spec('schedules', 'constant')
-  c.follow, c.checkpoint.mean = '', False
+  c.follow = c.eval.merged = ''
+  c.checkpoint.update(mean=False, moment=False, ema='')
   return c.lock()
 
 
