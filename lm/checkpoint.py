@@ -63,11 +63,15 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policy, cleanup_tmp_directories=True
     )
-    self._handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    # zstd would save 8 % of the space of float32, and costs every reader time.
+    plain = ocp.PyTreeCheckpointHandler(use_compression=False)
+    handlers.add(None, ocp.args.PyTreeSave, plain)
+    handlers.add('meta', ocp.args.JsonSave, ocp.JsonCheckpointHandler())
     self._manager = ocp.CheckpointManager(
       (self.run / 'checkpoints').absolute(),
       options=options,
-      handler_registry=self._handlers,
+      handler_registry=handlers,
     )
 
   def save(self, state: TrainState, step: int, meta: dict[str, Any]) -> bool:
@@ -89,10 +93,6 @@ class Checkpoints:
         lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree
       )
       args[name] = ocp.args.PyTreeSave(tree, save_args=chunk)
-      if not self._handlers.has(name, ocp.args.PyTreeSave):
-        # zstd would save 8 % of the bytes of float32, and costs readers time.
-        handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-        self._handlers.add(name, ocp.args.PyTreeSave, handler)
     self._manager.save(step, args=ocp.args.Composite(**args), force=True)
     return True
 
