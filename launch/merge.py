@@ -74,7 +74,10 @@ _HASH_INPUTS = flags.DEFINE_bool(
   'hash_inputs', False, 'SHA-256 of every file of the inputs, in merge.json'
 )
 _MAX_MIB = flags.DEFINE_integer(
-  'max_mib', 1024, 'most memory for arrays, in MiB', lower_bound=1
+  'max_mib',
+  1024,
+  'most memory for arrays, in MiB; compressed chunks need four of the largest',
+  lower_bound=1,
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', '', 'HOST:PORT of process 0, to merge with several machines'
@@ -132,7 +135,8 @@ def _merge_run(options) -> None:
   method = emulation.parse_method(_METHOD.value)
   at = {'end': _END.value if _END.value >= 0 else None, 'window': _WINDOW.value}
   if _STORED.value:
-    _refuse(('means', 'every', 'steps', 'target'), 'does not go with --stored')
+    of_steps = ('means', 'every', 'steps', 'target', 'control')
+    _refuse(of_steps, 'does not go with --stored')
     plan = stored.plan(run, method, _STORED.value, **at)
   else:
     plan = emulation.plan(
@@ -158,7 +162,7 @@ def _merge_run(options) -> None:
   if plan.state:
     about['state'] = merged_state.provenance(run, plan.state)
   if _STORED.value:
-    stored.describe(plan, about)
+    stored.describe(run, plan, about)
   else:
     _print(about, run.config.batch_size * run.config.seq_len)
   name = _NAME.value or _default_name(method, plan.about)

@@ -40,7 +40,13 @@ def test_exponent_of_a_relative_width(width, g):
   t = np.arange(1, 1001)
   p = np.diff((np.arange(1001) / 1000) ** (averages.gamma(width) + 1))
   mean = p @ t
-  assert np.sqrt(p @ (t - mean) ** 2) / 1000 == pytest.approx(width, rel=1e-4)
+  found = np.sqrt(p @ (t - mean) ** 2) / 1000
+  assert found == pytest.approx(width, rel=1e-4)
+  assert p.sum() == pytest.approx(1, abs=1e-15)
+  if width == 0.1:  # a decay that holds: what is left of the learning rate
+    assert found == pytest.approx(0.0999997, abs=5e-8)
+    left = 1 - np.array([0.5, 0.8, 0.9, 0.95]) ** (averages.gamma(width) + 1)
+    np.testing.assert_allclose(left, [0.996, 0.830, 0.567, 0.334], atol=5e-4)
 
 
 def _weights(config, steps):

@@ -94,6 +94,7 @@ def _merged_variance(c, interval, rho):
     ('linear', 8, 0.12508),
     ('linear', 16, 0.06492),
     ('linear', 60, 0.03405),
+    ('linear', 600, 0.03117),
     ('1-sqrt', 4, 0.33610),
     ('1-sqrt', 16, 0.10826),
     ('1-sqrt', 60, 0.05632),
@@ -104,6 +105,52 @@ def test_noisy_quadratic(shape, n, want):
   c = decay(np.arange(n) * interval, shape=shape)
   got = _merged_variance(c, interval, rho=1 - 0.1)
   np.testing.assert_allclose(got, want, atol=6e-6)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'want'),
+  [('linear', 0.10923), ('cosine', 0.09644), ('1-sqrt', 0.08010),
+   ('square', 0.14924)],
+)  # fmt: skip
+def test_real_decays_of_the_noisy_quadratic(shape, want):
+  """Methods 1.2: the order of the shapes is not that of their merges."""
+  variance = 1.0
+  for rate in 0.1 * merge_shapes.shape(shape).value(np.arange(600) / 600):
+    # Of noise 1 with v = eta / (2 - eta) at constant rate, in units of v.
+    variance = (1 - rate) ** 2 * variance + rate**2 * (2 - 0.1) / 0.1
+  assert variance == pytest.approx(want, abs=6e-6)
+
+
+@pytest.mark.parametrize(
+  ('h', 'constant', 'merged', 'decayed'),
+  [(0.002, 0.88691, 0.93808, 0.94185), (0.01, 0.54865, 0.73481, 0.74111),
+   (0.05, 0.04941, 0.27950, 0.22313)],
+)  # fmt: skip
+def test_progress_along_slow_directions(h, constant, merged, decayed):
+  """Methods 1.2: merging and decaying give up nearly the same of it."""
+  x = (1 - 0.1 * h) ** np.arange(601)
+  assert x[600] == pytest.approx(constant, abs=6e-6)
+  knots = np.arange(16) * 37 + (600 - 15 * 37)
+  assert uniform(knots) @ x[knots] == pytest.approx(merged, abs=6e-6)
+  # These figures are of a decay that is a step ahead: ours begins at 1.
+  rates = 0.1 * merge_shapes.shape('linear').value(np.arange(1, 601) / 600)
+  assert np.prod(1 - rates * h) == pytest.approx(decayed, abs=6e-6)
+
+
+def test_means_of_intervals_are_worth_all_iterates():
+  """Methods 1.6: 200 directions, 2,000 steps; raw, raw, means and all."""
+  rng = np.random.default_rng(0)
+  h = np.geomspace(0.5, 1, 200)
+  x, path = np.zeros(200), []
+  for _ in range(4000):
+    x = x - 0.1 * (h * x + rng.standard_normal(200))
+    path.append(x)
+  path = np.array(path[2000:])
+  loss = lambda theta: 0.5 * h @ theta**2
+  raw = {n: loss(path[2000 // n - 1 :: 2000 // n].mean(0)) for n in (4, 20)}
+  means = loss(path.reshape(4, 500, 200).mean(1).mean(0))
+  assert means == pytest.approx(loss(path.mean(0)))
+  assert means < raw[20] / 2 < raw[4] / 4
 
 
 def test_noisy_quadratic_formula_against_simulation():

@@ -1,14 +1,16 @@
 """Merges of the averages that a run stored on request (not a command)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from launch.parts import emulation, show
 from launch.parts.emulation import Plan
 from lm import address, spec
 from lm.errors import UserError, did_you_mean
 from lm.run import Run
-from merging.engine import moments, posthoc, sources
+from merging.engine import coefficients, moments, posthoc, sources
 
 
 def available(run: Run) -> list[str]:
@@ -80,7 +82,16 @@ def from_moments(
     found.append((sources.item(run.path, step, 'mean'), float(mean)))
     found.append((path, float(moment)))
   found.append((sources.item(run.path, end, 'params'), c.last))
+  lengths = [b - a for a, b in zip(knots, knots[1:], strict=False)]
+  each = [[c.first]]
+  for n, mean, moment in zip(lengths, c.means, c.moments, strict=True):
+    each.append(mean / n + moment * np.arange(1, n + 1) / (n * (n + 1) / 2))
+  weights = np.concatenate(each)
+  weights[-1] += c.last
   about = {'end': end, 'window': window}
+  before = np.cumsum(weights)[np.subtract(knots[:-1], knots[0])]
+  about |= _profile(knots[:-1], before)
+  about['iterates'] = coefficients.effective_count(weights)
   return Plan([(p, x) for p, x in found if x], None, about)
 
 
@@ -139,21 +150,44 @@ def from_trackers(
     found.append((sources.item(run.path, end, 'params'), floor))
   quality = {k: v for k, v in fit._asdict().items() if k != 'coefficients'}
   about = {'end': end, 'window': window, 'fit': quality}
+  total = c @ np.stack(rows)  # the newest parameters come after all of it
+  knots = [s for s in run.steps if end - window <= s < end]
+  about |= _profile(knots, total[np.searchsorted(steps, knots)])
+  each = np.diff(total) / np.diff(steps)  # of the iterates in a cell
+  squares = np.diff(steps) @ each**2 + (each[-1] + floor) ** 2 - each[-1] ** 2
+  about['iterates'] = float(1 / squares)
   return Plan(found, None, about)
 
 
-def describe(plan: Plan, about: dict[str, Any]) -> None:
-  """Prints the coefficients and, of trackers, how good the fit is.
+def _profile(steps: Sequence[int], before: np.ndarray) -> dict[str, Any]:
+  """What the update after each step is multiplied by: 1 - all until there."""
+  pairs = zip(steps, before, strict=True)
+  return {'multipliers': {str(s): float(1 - x) for s, x in pairs}}
 
-  Removes the multipliers from the provenance: these sources are no blocks.
+
+def describe(run: Run, plan: Plan, about: dict[str, Any]) -> None:
+  """Prints coefficients, multipliers and, of trackers, how good the fit is.
+
+  The provenance has the multipliers by step, and of how many independent
+  iterates the average has the noise: these sources are no blocks.
   """
   for row in about['sources']:
     del row['multiplier']
+  about['effective_count'] = plan.about['iterates']
   rows = [
     [f'{path.parent.name} {path.name}', f'{c:.6f}'] for path, c in plan.sources
   ]
   show.table(['stored average', 'c'], rows)
-  show.effective_count(about)
+  rates = run.learning_rates()
+  rows = []
+  for step, w in plan.about['multipliers'].items():
+    rate = rates[min(int(step), len(rates) - 1)]
+    rows.append([step, f'{rate:.3e}', f'{w:.4f}', f'{w * rate:.3e}'])
+  show.table(['after step', 'LR used', 'w', 'effective LR'], rows)
+  print(
+    f'Averages noise like {plan.about["iterates"]:.1f} independent iterates of '
+    'equal weight (1 / sum of the squared weights of all iterates).'
+  )
   if 'fit' in plan.about:
     fit = plan.about['fit']
     print(
