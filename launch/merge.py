@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def _merge_run(options) -> None:
-  from launch.parts import emulation, merged_state, stored
+  from launch.parts import emulation, merged_state, show, stored
   from lm.run import Run
   from merging.engine import artifact
 
@@ -148,6 +148,8 @@ def _merge_run(options) -> None:
       steps=cli.integers('steps', _STEPS.value),
       target=_TARGET.value,
     )
+    if not _STEPS.value and not _MEANS.value and _EVERY.value == 1:
+      emulation.warn_of_gaps(run, plan)
   if _CONTROL.value:
     plan = emulation.control(plan, _CONTROL.value, _SEED.value)
   if _STATE.value:
@@ -164,7 +166,7 @@ def _merge_run(options) -> None:
   if _STORED.value:
     stored.describe(run, plan, about)
   else:
-    _print(about, run.config.batch_size * run.config.seq_len)
+    show.coefficients(about, run.config.batch_size * run.config.seq_len)
   name = _NAME.value or _default_name(method, plan.about)
   out = run.path / 'merged' / name
   hashed = _hashed(run.path, [*plan.sources, *plan.state])
@@ -178,7 +180,7 @@ def _merge_run(options) -> None:
 
 
 def _merge_inputs(options) -> None:
-  from launch.parts import emulation, foreign
+  from launch.parts import emulation, foreign, show
   from merging.engine import artifact
 
   _check_inputs_flags()
@@ -197,7 +199,7 @@ def _merge_inputs(options) -> None:
     steps=found.steps,
     **options,
   )
-  _print(about)
+  show.coefficients(about)
   hashed = _hashed(out, plan.sources)
   if _done(out, about, (found.item,), plan.sources, hashed):
     return
@@ -241,36 +243,6 @@ def _done(out, about, *inputs) -> bool:
   if _DRY_RUN.value:
     print(f'dry run: {out} is not written.')
   return _DRY_RUN.value
-
-
-def _print(about, tokens=0) -> None:
-  """Prints coefficients and multipliers; of a run also tokens and rates."""
-  from launch.parts import show
-
-  rows = []
-  later = [row['multiplier'] for row in about['sources'][1:]] + [0.0]
-  for row, after in zip(about['sources'], later, strict=True):
-    mean = row['item'] == 'mean'  # falls linearly over the interval
-    w = f'{row["multiplier"]:.4f}' + (f' -> {after:.4f}' if mean else '')
-    cells = [f'{row["step"]} {row["item"]}', f'{row["coefficient"]:.6f}', w]
-    if tokens:
-      rate = row['learning_rate']
-      effective = f'{row["effective_learning_rate"]:.3e}'
-      effective += f' -> {after * rate:.3e}' if mean else ''
-      cells[1:1] = [f'{row["step"] * tokens:,}', f'{rate:.3e}']
-      cells.append(effective)
-    rows.append(cells)
-  header = ['checkpoint', 'c', 'w']
-  if tokens:
-    header = ['checkpoint', 'tokens', 'LR used', 'c', 'w', 'effective LR']
-  show.table(header, rows)
-  print(
-    'w: what the updates between the checkpoint before and this one are '
-    'multiplied by; 1 before the first.'
-  )
-  if not tokens:
-    print('The learning rates used are not known here: w x LR is the result.')
-  show.effective_count(about)
 
 
 def _default_name(method, about) -> str:

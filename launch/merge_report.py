@@ -6,7 +6,8 @@ r"""Judges merges of one run against real cooldowns, on the same tokens.
 
 Every decay that ends at --step (default: the newest checkpoint) is emulated
 from raw checkpoints and from interval means. A cooldown that branched from this
-run is compared with the merges of the same window, whatever its shape. All
+run is compared with the merges of the same window, whatever its shape; so are
+--merges=NAME,... that launch.merge has written, of any method. All
 differences are paired by validation batch, with 95 % intervals (Student's t):
 they say what other tokens could change, not what another seed could. Writes
 RUN/plots/NAME.{md,json,png}. The surface over end steps is launch.emulate's.
@@ -33,6 +34,7 @@ _WINDOWS = flags.DEFINE_list(
   [],
   'lengths in steps; default: those of --against, or 10, 20, 40 %',
 )
+_MERGES = flags.DEFINE_list('merges', [], 'of RUN/merged, judged as well')
 _NAME = flags.DEFINE_string('name', 'merge_report', 'of the files')
 
 
@@ -59,6 +61,7 @@ def main() -> None:
       windows=cli.integers('windows', _WINDOWS.value),
       shapes=_SHAPES.value,
       floor=_FLOOR.value,
+      names=list(dict.fromkeys(_MERGES.value)),
     )
   title, header, rows = comparison.table(found)
   print(title)

@@ -46,6 +46,7 @@ def main() -> None:
 
 
 def _soup(run, refs) -> None:
+  from launch.parts import show
   from lm import data, evaluate
   from lm import mesh as mesh_lib
   from lm.run import Run
@@ -71,10 +72,11 @@ def _soup(run, refs) -> None:
   if len(chosen) == 1:
     print('Nothing improves the best checkpoint: there is no soup to write.')
     return
-  out = _write(run, refs, chosen, losses, options)
-  print(
-    f'Of each of {len(chosen)} checkpoints 1 / {len(chosen)} (1 / sum c^2).'
-  )
+  out, about = _write(run, refs, chosen, losses, options)
+  if {ref.run for ref in refs} == {run.path}:
+    show.coefficients(about, run.config.batch_size * run.config.seq_len)
+  else:  # no blocks of one trajectory: no multipliers
+    show.effective_count(about)
   print(f'wrote {out}/params and {out}/merge.json')
   at = shlex.quote(f'{_AT.value[chosen[0]]},{out}')
   print(f'Next: python -m launch.evaluate --at={at}')
@@ -107,10 +109,17 @@ def _write(run, refs, chosen, losses, options):
     'name': 'greedy',
     'candidates': dict(zip(_AT.value, losses, strict=True)),
   }
-  about = artifact.provenance(run.path, pairs, method=method, **options)
+  rates = None
+  if {ref.run for ref in refs} == {run.path}:
+    pairs.sort(key=lambda pair: int(pair[0].parent.name))
+    knots = [int(path.parent.name) for path, _ in pairs]
+    rates = emulation.block_rates(run.learning_rates(), knots)
+  about = artifact.provenance(
+    run.path, pairs, method=method, learning_rates=rates, **options
+  )
   plan = emulation.Plan(pairs, [], {})
   emulation.write(run, _NAME.value, plan, about, options)
-  return run.path / 'merged' / _NAME.value
+  return run.path / 'merged' / _NAME.value, about
 
 
 if __name__ == '__main__':

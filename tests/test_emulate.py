@@ -12,7 +12,7 @@ from lm import address, checkpoint, fingerprint, loop, verify
 from lm import run as run_lib
 from lm.errors import UserError
 from merging.engine import artifact, stream
-from tests import helpers, merging_items
+from tests import helpers, merging_items, tools
 
 
 @pytest.fixture(scope='module')
@@ -188,6 +188,25 @@ def test_a_varying_rate_is_refused_or_corrected(tmp_path):
     _plan(run, 'from_run', end=9, window=6, target='linaer')
   with pytest.raises(UserError, match='signed=.no. must be True or False'):
     _plan(run, 'from_run:signed=no', end=9, window=6)
+
+
+def test_a_gap_in_the_window_is_said(run, tmp_path, monkeypatch, capsys):
+  path = shutil.copytree(run.path, tmp_path / 'a')
+  shutil.rmtree(path / 'checkpoints' / '9')
+  arguments = ('merge', f'--run={path}', '--window=9', '--dry_run')
+  assert tools.call(monkeypatch, *arguments) == 0
+  output = capsys.readouterr().out
+  assert 'has no checkpoint 9; the coefficients are' in output
+  assert tools.call(monkeypatch, *arguments[:3], '--every=6', '--dry_run') == 0
+  assert 'has no checkpoint' not in capsys.readouterr().out
+
+
+def test_the_rates_of_a_merge_are_those_that_were_logged(run):
+  step, rate = run.metrics['optim/lr']
+  used = run.learning_rates()
+  np.testing.assert_allclose(
+    rate[step < used.size], used[step[step < used.size]]
+  )
 
 
 def test_a_custom_schedule_from_a_table(run, tmp_path):

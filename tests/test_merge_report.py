@@ -159,13 +159,25 @@ def test_without_means_a_default_window_holds_two_checkpoints(run, tmp_path):
 def test_the_command(run, cooldown, tmp_path, monkeypatch, capsys):
   path = f'--run={run.path}'
   arguments = [path, f'--against={cooldown.path}']
-  assert tools.call(monkeypatch, 'merge_report', *arguments) == 0
+  merge = ('merge', path, '--method=wma', '--window=6', '--name=w')
+  assert tools.call(monkeypatch, *merge) == 0
+  report = ('merge_report', *arguments, '--merges=w')
+  assert tools.call(monkeypatch, *report) == 0
   assert 'minus best part' in capsys.readouterr().out
+  rows = json.loads((run.path / 'plots/merge_report.json').read_text())['rows']
+  (row,) = (r for r in rows if r['source'] == 'merged')
+  assert (row['shape'], row['window'], row['real']) == ('w', 6, 'linear')
+  assert row['loss'] == pytest.approx(run.losses(run.params('w')).mean())
+  assert list(row['against']) == ['9 params', '12 params']
+  assert tools.call(monkeypatch, *report, '--step=9', '--against=') == 2
+  assert 'merged/w ends at step 12, not at 9' in capsys.readouterr().err
+  assert tools.call(monkeypatch, *report[:-1], '--merges=x') == 2
+  assert 'is not a merge; merges of this run: w' in capsys.readouterr().err
   plots = run.path / 'plots'
   assert (plots / 'merge_report.png').read_bytes()[:4] == b'\x89PNG'
   assert '| 6 | linear | real |' in (plots / 'merge_report.md').read_text()
   stored = json.loads((plots / 'merge_report.json').read_text())
-  assert len(stored['rows']) == 1 + 2 * 3
+  assert len(stored['rows']) == 1 + 2 * 3 + 1
   imported = tmp_path / 'imported'
   shutil.copytree(cooldown.path, imported)
   (imported / 'meta.json').write_text('{"status": "imported", "step": 0}')

@@ -110,11 +110,17 @@ def test_orbax_trees_of_other_trainers(saved, tmp_path, monkeypatch, layout):
 
 def test_the_tree_is_found_or_named(saved, tmp_path, monkeypatch, capsys):
   inputs = f'--inputs={saved}/nanodo/10,{saved}/nanodo/20'
-  for i, tree in enumerate(('', 'state.params', 'state.params.dense')):
+  trees = ('', 'state.params', 'state.params.dense', 'params', 'params.dense')
+  for i, tree in enumerate(trees):
     out = tmp_path / str(i)
     assert _merge(monkeypatch, inputs, f'--tree={tree}', f'--out={out}') == 0
     meta = json.loads((out / 'state' / '_METADATA').read_text())
     assert len(meta['tree_metadata']) == (2 if 'dense' in tree else 6)
+  inputs_ = f'--inputs={saved}/maxtext'
+  out = tmp_path / 'maxtext'
+  assert (
+    _merge(monkeypatch, inputs_, '--tree=params.params', f'--out={out}') == 0
+  )
   again = _merge(monkeypatch, inputs, f'--out={tmp_path}/0')
   assert again == 0 and 'this very merge already' in capsys.readouterr().out
 
@@ -330,7 +336,7 @@ def test_mistakes_with_orbax_trees(saved, tmp_path, monkeypatch, capsys):
     '--steps=10,30',
   )
   check('does not exist', f'--inputs={saved}/nothing', out)
-  check("has no item 'stat'", f'--inputs={saved}/nanodo', out, '--tree=stat')
+  check("no leaf below 'stat'", f'--inputs={saved}/nanodo', out, '--tree=stat')
   check("no leaf below 'x'", f'--inputs={saved}/nanodo', out, '--tree=state.x')
   check(
     'is int32; only', f'--inputs={saved}/nanodo', out, '--tree=state.opt_state'

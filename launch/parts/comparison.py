@@ -61,6 +61,7 @@ def compare(
   windows: Sequence[int] = (),
   shapes: Sequence[str] = ('linear',),
   floor: float = 0.0,
+  names: Sequence[str] = (),
 ) -> Comparison:
   """Evaluates merges of all shapes, windows and sources, and what they add.
 
@@ -70,6 +71,7 @@ def compare(
     step: a checkpoint, where all decays end; None = the newest.
     windows: lengths in steps; empty = those of `real`, else 10, 20 and 40 %.
     shapes, floor: of the decays.
+    names: of merges of the run that are judged, too.
 
   Raises:
     UserError, ValueError: no such checkpoints; a cooldown that ends elsewhere.
@@ -82,6 +84,7 @@ def compare(
         f'{r.run.path} ends at step {r.end}, but these decays at {step}: its '
         'batches would not be theirs.'
       )
+  written = [judgement.merged(run, name, step) for name in names]
   last = run.losses(run.params(step))
   if last.size < 2:
     raise UserError(
@@ -97,7 +100,8 @@ def compare(
       f'needs two; {run.path} has no means (checkpoint.mean=False).'
     )
   merges = judgement.measure(run, jobs)
-  paths = dict.fromkeys(p for job in jobs for p, _ in job.plan.sources)
+  merges |= {job: run.losses(run.params(job.shape)) for job in written}
+  paths = dict.fromkeys(p for job in merges for p, _ in job.plan.sources)
   ingredients = {
     f'{path.parent.name} {path.name}': run.losses(judgement.read(run, path))
     for path in paths

@@ -97,7 +97,7 @@ def plan(
     c = spec.build('merging', method, knots, rates, wanted)
     found = sources.raw(run.path, knots, c)
     about = {'end': end, 'window': _covered(knots, closed)}
-    used = _block_rates(rates, knots)
+    used = block_rates(rates, knots)
   return Plan(found, used, {**about, 'target': target} if target else about)
 
 
@@ -232,6 +232,19 @@ def warn_of_code(run: Run) -> None:
     )
 
 
+def warn_of_gaps(run: Run, plan: Plan) -> None:
+  """Says so if checkpoints that the run was to keep are gone from a window."""
+  made, end = run.config.checkpoint, plan.about['end']
+  steps = [int(p.parent.name) for p, _ in plan.sources]
+  wanted = range(max(end - plan.about['window'], steps[0]), end)
+  lost = [s for s in wanted if s % made.every_steps == 0 and s not in run.steps]
+  if lost and not made.keep_latest:
+    print(
+      f'warning: {run.path} has no checkpoint {", ".join(map(str, lost))}; the '
+      'coefficients are those of the steps that are there.'
+    )
+
+
 def checked_window(saved: Sequence[int], end: int, window: int) -> int:
   """Returns the window, by default a fifth; refuses one that does not fit."""
   if window < 0 or window > end:
@@ -264,7 +277,7 @@ def check_constant(run: Run, rates: np.ndarray) -> None:
   )
 
 
-def _block_rates(rates, knots):
+def block_rates(rates: np.ndarray, knots: Sequence[int]) -> np.ndarray:
   """Returns the mean learning rate of the block that ends at each knot."""
   first = max(2 * knots[0] - knots[1], 0) if len(knots) > 1 else 0
   blocks = zip([first, *knots[:-1]], knots, strict=True)

@@ -50,8 +50,8 @@ def inputs(paths: Sequence[str], steps: Sequence[int], tree: str) -> Inputs:
   Args:
     paths: checkpoints, or one folder whose subfolders are steps.
     steps: of the checkpoints; of those in the folder to take.
-    tree: where the parameters are, as 'state.params': an Orbax item, then keys
-      of its tree; '' = find them.
+    tree: where the parameters are, as 'state.params': an Orbax item, if there
+      are several, then keys of its tree; '' = find them.
 
   Raises:
     UserError: no such checkpoint, steps that are not known or not different,
@@ -71,6 +71,14 @@ def inputs(paths: Sequence[str], steps: Sequence[int], tree: str) -> Inputs:
   if len(set(numbers)) < len(numbers):
     raise UserError(f'--steps={numbers}: each checkpoint has its own step.')
   pairs = sorted(zip(numbers, found, strict=True))
+  other = [
+    p for p in found if safetensors.found(p) != safetensors.found(found[0])
+  ]
+  if other:
+    raise UserError(
+      f"--inputs: '{found[0]}' and '{other[0]}' have different formats: one is "
+      'safetensors, the other Orbax.'
+    )
   places = [_item(p, tree) for _, p in pairs]
   trees = {t for _, t in places}
   if len(trees) > 1:
@@ -153,12 +161,14 @@ def _item(path, tree):
   head, _, rest = tree.partition('.')
   if head in names:
     return path / head, rest or _parameters(path / head)
+  likely = [n for n in _ITEMS if n in names] or names
+  if tree and len(likely) == 1:
+    return path / likely[0], tree
   if tree:
     raise UserError(
       f"--tree={tree}: '{path}' has no item '{head}'; it has: "
       f'{", ".join(names) or "none"}.{did_you_mean(head, names)}'
     )
-  likely = [n for n in _ITEMS if n in names] or names
   if not likely or (likely[0] not in _ITEMS and len(likely) > 1):
     raise UserError(
       f"'{path}' has the items {names or 'none'}; name one with --tree=ITEM."

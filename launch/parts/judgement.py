@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from rich import progress
 
 from launch.parts import emulation, stored
-from lm import checkpoint
+from lm import address, checkpoint
 from lm.errors import UserError
 from lm.run import Run
 from merging.engine import sources
@@ -24,7 +25,7 @@ class Job:
   end: int
   window: int
   shape: str
-  source: str  # 'raw', 'means', 'moments' or 'trackers'
+  source: str  # 'raw', 'means', 'moments', 'trackers' or 'merged'
   plan: emulation.Plan
 
 
@@ -129,6 +130,31 @@ def jobs(
           p = emulation.plan(run, method, means=source == 'means', **at)
         planned.append(Job(end, window, shape, source, p))
   return planned
+
+
+def merged(run: Run, name: str, step: int) -> Job:
+  """Returns what was written as RUN/merged/NAME, named by its name.
+
+  Raises:
+    UserError: no such merge, one that ends elsewhere or has parts of others.
+  """
+  ref = address.in_run(f'{run.path}/merged/{name}')
+  about = json.loads((run.path / 'merged' / name / 'merge.json').read_text())
+  method = about['method']
+  end, window = method.get('end', step), method.get('window', 0)
+  if end != step:
+    raise UserError(f'{ref.item.parent} ends at step {end}, not at {step}.')
+  found = []
+  for row in about['sources']:
+    path = run.path / row['path']
+    if not path.resolve().is_relative_to((run.path / 'checkpoints').resolve()):
+      raise UserError(
+        f'{ref.item.parent} has parts that are no checkpoints of {run.path}; '
+        'launch.evaluate compares it.'
+      )
+    found.append((path, row['coefficient']))
+  plan = emulation.Plan(found, None, {})
+  return Job(end, window, name, 'merged', plan)
 
 
 def measure(

@@ -53,6 +53,37 @@ def _error(x: np.ndarray) -> str:
   return f'{x.std(ddof=1) / math.sqrt(len(x)):.4f}'
 
 
+def coefficients(about: Mapping[str, Any], tokens: int = 0) -> None:
+  """Prints coefficients and multipliers of a merge's provenance.
+
+  tokens: of a step; with it, and with the rates of a run, also these.
+  """
+  rows = []
+  later = [row['multiplier'] for row in about['sources'][1:]] + [0.0]
+  for row, after in zip(about['sources'], later, strict=True):
+    mean = row['item'] == 'mean'  # falls linearly over the interval
+    w = f'{row["multiplier"]:.4f}' + (f' -> {after:.4f}' if mean else '')
+    cells = [f'{row["step"]} {row["item"]}', f'{row["coefficient"]:.6f}', w]
+    if tokens:
+      rate = row['learning_rate']
+      effective = f'{row["effective_learning_rate"]:.3e}'
+      effective += f' -> {after * rate:.3e}' if mean else ''
+      cells[1:1] = [f'{row["step"] * tokens:,}', f'{rate:.3e}']
+      cells.append(effective)
+    rows.append(cells)
+  header = ['checkpoint', 'c', 'w']
+  if tokens:
+    header = ['checkpoint', 'tokens', 'LR used', 'c', 'w', 'effective LR']
+  table(header, rows)
+  print(
+    'w: what the updates between the checkpoint before and this one are '
+    'multiplied by; 1 before the first.'
+  )
+  if not tokens:
+    print('The learning rates used are not known here: w x LR is the result.')
+  effective_count(about)
+
+
 def effective_count(about: Mapping[str, Any]) -> None:
   """Prints what a merge's provenance says of the noise that is left."""
   items = {row['item'] for row in about['sources']}
