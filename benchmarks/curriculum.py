@@ -24,6 +24,7 @@ from lm.run import Run
 from merging import ema, uniform
 
 BATCH, STEPS, DECAY, EVERY = 8, 480, 144, 24  # sequences; steps
+EVALUATED = 1024  # clean sequences
 MOST = 0.5  # share of random bytes in the worst sequence
 ORDERS = ('shuffled', 'ascend', 'descend', 'tail')
 FINALS = {'constant': None, 'to 1/3': 1 / 3, 'to 0': 0.0}
@@ -52,7 +53,7 @@ def config(folder, order, final, seed, peak):
     begin = STEPS - DECAY if order == 'tail' else 0
     c.data.update({'order': up, 'score': 'file', 'order_begin': begin,
                    'order_end': STEPS})  # fmt: skip
-  c.eval.update({'num_sequences': 1024, 'every_steps': 0})
+  c.eval.update({'num_sequences': EVALUATED, 'every_steps': 0})
   c.checkpoint.update({'every_steps': EVERY, 'mean': False})
   c.log_every_steps = 50
   return c

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks import curriculum as experiment
 from configs import debug
 from lm import curriculum, data
 from lm.errors import UserError
@@ -212,3 +213,22 @@ def test_a_decay_wastes_the_best_data_of_the_toy():
   ]
   assert gain[0] > 0 > gain[2]
   assert gain[0] > gain[1] > gain[2]
+
+
+def test_a_decay_wastes_what_the_order_saved_for_the_end(tmp_path, monkeypatch):
+  """On a corrupted corpus: good sequences last are worth less in a decay.
+
+  Twice: of the last checkpoint and of the mean of the last six (2511.18903).
+  """
+  for name, value in (
+    ('STEPS', 144), ('DECAY', 48), ('EVERY', 16), ('EVALUATED', 128),
+    ('FINALS', {'constant': None, 'to 0': 0.0}),
+  ):  # fmt: skip
+    monkeypatch.setattr(experiment, name, value)
+  found = experiment.experiment(tmp_path, 0, ('shuffled', 'tail'), 1e-2)
+  for average in ('last', 'SMA6'):
+    gain = {
+      final: found['shuffled', final, average] - found['tail', final, average]
+      for final in experiment.FINALS
+    }
+    assert gain['constant'] > gain['to 0'] + 0.01, (average, gain)
