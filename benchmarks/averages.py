@@ -18,6 +18,7 @@ from absl import flags
 from benchmarks import results
 from configs import base
 from launch import cli
+from launch.parts import comparison
 from lm import loop, step
 
 _SIZE = flags.DEFINE_string('size', '124m', 'of configs/sizes.py')
@@ -64,10 +65,11 @@ def main() -> None:
   print(f'{_SIZE.value}, {jax.devices()[0].device_kind}, {len(turns)} turns')
   for name, p in programs.items():
     ratios = [t[name] / t['none'] - 1 for t in turns]
-    middle = statistics.median(ratios)
+    mean = comparison.difference(ratios, np.zeros(len(turns)))
     print(
-      f'{name:<24} step {middle:+.1%} ({min(ratios):+.1%} .. '
-      f'{max(ratios):+.1%}), state {p.bytes / first.bytes:.2f} times'
+      f'{name:<24} step {statistics.median(ratios):+.1%} (95 % of the mean: '
+      f'{mean.low:+.1%} .. {mean.high:+.1%}), state '
+      f'{p.bytes / first.bytes:.2f} times'
     )
 
 

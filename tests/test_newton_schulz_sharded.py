@@ -116,9 +116,9 @@ def test_heads_as_matrices_of_their_own():
 
 
 def test_without_the_ambient_mesh_xla_gathers_in_every_iteration():
-  """What the counts above are worth."""
+  """What the counts above are worth: the loop's body has one per product."""
   moves, got, want = _run(_mesh(1, 8, 1), 8, ambient=False)
-  assert moves['all-gather'] >= 15
+  assert moves['all-gather'] >= 3
   _close(got, want)
 
 

@@ -134,11 +134,19 @@ def orthogonalize(
 
 
 def _direct(xs, rows, product):
-  """steps (4 M^2 N + 2 M^3) flops; in two blocks 3 M^2 N + 3/2 M^3."""
-  for a, b, c in rows:
+  """steps (4 M^2 N + 2 M^3) flops; in two blocks 3 M^2 N + 3/2 M^3.
+
+  A loop: as fast as unrolled, and less to compile.
+  """
+
+  def step(xs, row):
+    a, b, c = row
     p = _polynomial(_gram_of(xs, product), 0.0, b, c, product)
-    xs = [a * x + y for x, y in zip(xs, _applied(p, xs, product), strict=True)]
-  return xs
+    return [
+      a * x + y for x, y in zip(xs, _applied(p, xs, product), strict=True)
+    ], None
+
+  return jax.lax.scan(step, xs, jnp.asarray(rows, xs[0].dtype))[0]
 
 
 def _gram(xs, rows, product):
