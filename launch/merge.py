@@ -149,7 +149,7 @@ def _merge_run(options) -> None:
       target=_TARGET.value,
     )
     if not _STEPS.value and not _MEANS.value and _EVERY.value == 1:
-      emulation.warn_of_gaps(run, plan)
+      emulation.warn_of_gaps(run, plan, _WINDOW.value)
   if _CONTROL.value:
     plan = emulation.control(plan, _CONTROL.value, _SEED.value)
   if _STATE.value:

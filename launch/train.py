@@ -83,9 +83,11 @@ def _beside(run, parent: str, workdir: str) -> str:
   from lm.run import Run
 
   whole, end = Run(parent), run.steps[-1]
-  rates = whole.learning_rates()[int(run.meta['parent'].rpartition('@')[2]) :]
+  start = int(run.meta['parent'].rpartition('@')[2])
+  rates = whole.learning_rates()[start:]
   window = rates[: end - whole.config.num_steps or None]
-  if end in whole.steps and (window == rates[0]).all():
+  falls = run.learning_rates()[end - 1] < rates[0]
+  if falls and end in whole.steps and (window == rates[0]).all():
     options = f'--run={shlex.quote(parent)} --against={shlex.quote(workdir)}'
     return f'launch.emulate {options}'
   return f'launch.evaluate --at={shlex.quote(f"{parent},{workdir}")}'

@@ -234,8 +234,8 @@ def _number(x: Any) -> float | None:
 def _series(steps, values) -> Series:
   """Sorts by step; the last of equal steps counts, as after a restart."""
   step = np.asarray(steps, np.float64)
-  if not np.isfinite(step).all():
-    raise UserError('a step is not a finite number.')
+  if not (np.abs(step) < 2**53).all():
+    raise UserError('a step is not a finite number below 2^53.')
   step = step.astype(np.int64)
   found, last = np.unique(step[::-1], return_index=True)
   return Series(found, np.asarray(values, np.float64)[::-1][last])

@@ -199,6 +199,10 @@ def test_a_gap_in_the_window_is_said(run, tmp_path, monkeypatch, capsys):
   assert 'has no checkpoint 9; the coefficients are' in output
   assert tools.call(monkeypatch, *arguments[:3], '--every=6', '--dry_run') == 0
   assert 'has no checkpoint' not in capsys.readouterr().out
+  (path / 'checkpoints' / '6').rename(path / 'checkpoints' / '9')
+  assert tools.call(monkeypatch, 'merge', f'--run={path}', '--window=7',
+                    '--dry_run') == 0  # fmt: skip
+  assert 'has no checkpoint 6; the coeff' in capsys.readouterr().out
 
 
 def test_the_rates_of_a_merge_are_those_that_were_logged(run):

@@ -230,6 +230,7 @@ def test_our_branches_find_their_parent(tmp_path):
     ('x.csv', f'step,loss\n1,{"9" * 200_000}\n', 'field larger than'),
     ('x.csv', 'time,loss\n1,2\n', 'no column is a step'),
     ('x.csv', 'step,loss\nnan,2\n', 'not a finite number'),
+    ('x.csv', 'step,loss\n1e30,2\n', 'not a finite number below'),
     ('x.json', '{"a": 1}', 'holds no numbers by step'),
     ('x.json', 'no', 'is not a readable log'),
     ('events.tfevents.1', 'no', 'holds no numbers by step'),

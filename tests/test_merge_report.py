@@ -171,6 +171,24 @@ def test_the_command(run, cooldown, tmp_path, monkeypatch, capsys):
   assert list(row['against']) == ['9 params', '12 params']
   assert tools.call(monkeypatch, *report, '--step=9', '--against=') == 2
   assert 'merged/w ends at step 12, not at 9' in capsys.readouterr().err
+  manifest = run.path / 'merged/w/merge.json'
+  whole = manifest.read_text()
+  for text, sentence in (
+    ('{', 'merge.json'),
+    ('{"method": [], "sources": {}}', 'method'),
+    (whole.replace('checkpoints/9/', 'checkpoints/7/'), 'which is gone'),
+  ):
+    manifest.write_text(text)
+    assert tools.call(monkeypatch, *report) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count('\n') == 1, error
+  manifest.write_text(whole)
+  inputs = f'--inputs={run.path}/checkpoints'
+  out = f'--out={run.path}/merged/foreign'
+  assert tools.call(monkeypatch, 'merge', inputs, '--steps=6,12', out) == 0
+  assert tools.call(monkeypatch, *report[:-1], '--merges=foreign') == 0
+  assert 'foreign' in capsys.readouterr().out
+  shutil.rmtree(run.path / 'merged/foreign')
   assert tools.call(monkeypatch, *report[:-1], '--merges=x') == 2
   assert 'is not a merge; merges of this run: w' in capsys.readouterr().err
   plots = run.path / 'plots'

@@ -177,6 +177,10 @@ def test_means_from_run_at_the_end_and_where_the_rate_turns():
   )
   assert quarter.last == pytest.approx(0.25)
   np.testing.assert_allclose(quarter.means, [0.75 / 4, 0.75 * 3 / 4])
+  # A target is meant as it is, also by a run at constant rate.
+  late = np.minimum(1, (1000 - t) / 50)
+  with pytest.raises(ValueError, match='between the checkpoints 900 and 1000'):
+    from_run_means([800, 900, 1000], np.ones(1000), late)
   linear = np.where(t < 800, 1, (1000 - t) / 200)
   turned = np.minimum(1, (1000 - t[:1000]) / 150)
   with pytest.raises(ValueError, match='between the checkpoints 800 and 1000'):

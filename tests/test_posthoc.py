@@ -246,6 +246,7 @@ def test_a_decay_from_trackers_and_from_moments(run):
     ('decay', 'moment', "Did you mean 'moments'"),
     ('decay', 'trackers:ridge=x', "ridge='x' must be a number"),
     ('decay', 'trackers:ridge=-1', 'ridge=-1.0'),
+    ('decay', 'trackers:ridge=inf', 'ridge=inf must be a finite number'),
     ('decay', 'trackers:nonnegative=1', 'must be True or False'),
     ('decay', 'moments:ridge=1', 'is not a choice'),
     ('uniform', 'trackers', "needs decay or power_ema, not 'uniform'"),

@@ -162,7 +162,12 @@ def table(found: Comparison) -> Table:
   last = f'{found.last.mean():.4f}'
   body = [['', 'none', 'last', last, '', '', '', '', '']]
   for row in rows(found):
-    line = [row['window'], row['shape'], row['source'], f'{row["loss"]:.4f}']
+    line = [
+      row['window'] or '',
+      row['shape'],
+      row['source'],
+      f'{row["loss"]:.4f}',
+    ]
     line.append(row['gain'])
     if row['source'] == 'real':
       line += ['', '100%' if row['gain'].low > 0 else '', '', '']

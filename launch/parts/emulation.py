@@ -232,11 +232,11 @@ def warn_of_code(run: Run) -> None:
     )
 
 
-def warn_of_gaps(run: Run, plan: Plan) -> None:
+def warn_of_gaps(run: Run, plan: Plan, window: int) -> None:
   """Says so if checkpoints that the run was to keep are gone from a window."""
   made, end = run.config.checkpoint, plan.about['end']
-  steps = [int(p.parent.name) for p, _ in plan.sources]
-  wanted = range(max(end - plan.about['window'], steps[0]), end)
+  first = end - (window or plan.about['window']) + 1
+  wanted = range(max(first, run.steps[0]), end)
   lost = [s for s in wanted if s % made.every_steps == 0 and s not in run.steps]
   if lost and not made.keep_latest:
     print(
@@ -262,7 +262,9 @@ def fifth(saved: Sequence[int], end: int) -> int:
 def _covered(knots, closed):
   """Returns the length of the decay that checkpoints emulate, in steps."""
   length = knots[-1] - knots[0]
-  return length if closed else length + round(length / (len(knots) - 1))
+  if closed:
+    return length
+  return min(length + round(length / (len(knots) - 1)), knots[-1])
 
 
 def check_constant(run: Run, rates: np.ndarray) -> None:

@@ -154,6 +154,8 @@ class _Commands:
       'schedule.decay': round(decay, 4),
       'schedule.shape': self._was.shape,
     }
+    if config['branch']:  # of a branch this is the run's own state and data
+      fields |= {'branch_state': '', 'branch_data': 'continue'}
     if config.get('init'):
       fields |= {'init': '', 'init_state': False}
     if rho != 1:

@@ -158,16 +158,17 @@ def _item(path, tree):
   if _is_item(path):
     return path, tree or _parameters(path)
   names = [p.name for p in _sub(path) if _is_item(p)]
-  head, _, rest = tree.partition('.')
-  if head in names:
-    return path / head, rest or _parameters(path / head)
+  heads = [n for n in names if f'{tree}.'.startswith(f'{n}.')]
+  if heads:
+    head = max(heads, key=len)  # a name may have dots
+    return path / head, tree[len(head) + 1 :] or _parameters(path / head)
   likely = [n for n in _ITEMS if n in names] or names
   if tree and len(likely) == 1:
     return path / likely[0], tree
   if tree:
     raise UserError(
-      f"--tree={tree}: '{path}' has no item '{head}'; it has: "
-      f'{", ".join(names) or "none"}.{did_you_mean(head, names)}'
+      f"--tree={tree}: '{path}' has no such item; it has: "
+      f'{", ".join(names) or "none"}.{did_you_mean(tree, names)}'
     )
   if not likely or (likely[0] not in _ITEMS and len(likely) > 1):
     raise UserError(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 from rich import progress
 
 from launch.parts import emulation, stored
-from lm import address, checkpoint
+from lm import address, checkpoint, log
 from lm.errors import UserError
 from lm.run import Run
 from merging.engine import sources
@@ -138,21 +137,28 @@ def merged(run: Run, name: str, step: int) -> Job:
   Raises:
     UserError: no such merge, one that ends elsewhere or has parts of others.
   """
-  ref = address.in_run(f'{run.path}/merged/{name}')
-  about = json.loads((run.path / 'merged' / name / 'merge.json').read_text())
-  method = about['method']
-  end, window = method.get('end', step), method.get('window', 0)
-  if end != step:
-    raise UserError(f'{ref.item.parent} ends at step {end}, not at {step}.')
-  found = []
+  address.in_run(f'{run.path}/merged/{name}')
+  folder = run.path / 'merged' / name
+  about = log.read_typed(
+    folder / 'merge.json', {'method': dict, 'sources': list}, {}
+  )
+  method, found = about['method'], []
   for row in about['sources']:
-    path = run.path / row['path']
+    # Of --inputs they are beside the result.
+    paths = [run.path / row['path'], folder / row['path']]
+    path = next((p for p in paths if p.is_dir()), paths[0])
+    if not path.is_dir():
+      raise UserError(f'{folder} is of {path}, which is gone.')
     if not path.resolve().is_relative_to((run.path / 'checkpoints').resolve()):
       raise UserError(
-        f'{ref.item.parent} has parts that are no checkpoints of {run.path}; '
+        f'{folder} has parts that are no checkpoints of {run.path}; '
         'launch.evaluate compares it.'
       )
     found.append((path, row['coefficient']))
+  newest = max(int(path.parent.name) for path, _ in found)
+  end, window = method.get('end', newest), method.get('window', 0)
+  if end != step:
+    raise UserError(f'{folder} ends at step {end}, not at {step}.')
   plan = emulation.Plan(found, None, {})
   return Job(end, window, name, 'merged', plan)
 

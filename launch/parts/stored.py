@@ -54,6 +54,10 @@ def plan(
   knobs = spec.parse(options, **knobs[kind])
   at = f'{run.path}' if end is None else f'{run.path}@{end}'
   end = address.locate(at).step
+  if end < 1:
+    raise UserError(
+      f'end={end}: {run.path} has stored averages of later steps.'
+    )
   window = emulation.checked_window(run.steps, end, window)
   if method['name'] == 'decay':
     rates = run.learning_rates()[max(end - window, 0) : end]

@@ -97,8 +97,8 @@ def fit(
   """
   if not len(stored):
     raise ValueError('there are no stored averages to fit.')
-  if not ridge >= 0:
-    raise ValueError(f'ridge={ridge} must not be negative.')
+  if not 0 <= ridge < np.inf:
+    raise ValueError(f'ridge={ridge} must be a finite number of at least 0.')
   root = np.sqrt(np.diff(steps))
   columns = (np.diff(np.stack(stored)) / root).T
   target = np.diff(wanted) / root
