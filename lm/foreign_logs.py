@@ -243,17 +243,17 @@ def _series(steps, values) -> Series:
 
 def _json(node: Any, prefix: str) -> dict[str, Series]:
   """Lists beside a list of steps, and lists of records, at any depth."""
-  if _is_records(node):
+  is_rows = lambda x: isinstance(x, list) and x and isinstance(x[0], dict)
+  if is_rows(node):
     return _records(node)
   if not isinstance(node, dict):
     return {}
-  lists = {k: _records(x) for k, x in node.items() if _is_records(x)}
+  lists = {k: _records(x) for k, x in node.items() if is_rows(x)}
   names = [name for x in lists.values() for name in x]
-  clash = prefix or len(set(names)) < len(names)
+  whole = prefix or len(set(names)) < len(names)
   found = {}
   for name, x in lists.items():
-    more = f'{prefix}{name}/' if clash else ''
-    found |= {more + k: v for k, v in x.items()}
+    found |= {f'{prefix}{name}/{k}' if whole else k: v for k, v in x.items()}
   key = next((k for k in _STEPS if k in node), None)
   steps = node[key] if key and isinstance(node[key], list) else None
   for name, x in node.items():
@@ -267,10 +267,6 @@ def _json(node: Any, prefix: str) -> dict[str, Series]:
     else:
       found.update(_json(x, f'{tag}/'))
   return found
-
-
-def _is_records(x: Any) -> bool:
-  return isinstance(x, list) and len(x) > 0 and isinstance(x[0], dict)
 
 
 def _is_numbers(x: Any) -> bool:
