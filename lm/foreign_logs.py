@@ -256,9 +256,8 @@ def _json(node: Any, prefix: str) -> dict[str, Series]:
     found |= {f'{prefix}{name}/{k}' if whole else k: v for k, v in x.items()}
   key = next((k for k in _STEPS if k in node), None)
   steps = node[key] if key and isinstance(node[key], list) else None
-  for name, x in node.items():
-    if name == key or name in lists:
-      continue
+  others = {k: x for k, x in node.items() if k not in (key, *lists)}
+  for name, x in others.items():
     tag = f'{prefix}{name}'
     if _is_numbers(x):
       at = range(len(x)) if steps is None else steps
