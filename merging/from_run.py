@@ -116,8 +116,9 @@ def _rates(s, learning_rates, target, shape, floor):
   if not np.allclose(goal[before], used[before], rtol=1e-5, atol=0):
     j = int(np.argmax(~np.isclose(goal[before], used[before], 1e-5, 0)))
     raise ValueError(
-      f'the target is {goal[j]:.4e} at step {j}, where {used[j]:.4e} was used; '
-      f'this merge changes nothing before its first checkpoint, {s[0]}.'
+      f'the target is {goal[j]:.6e} at step {j}, where {used[j]:.6e} was used; '
+      f'this merge changes nothing before its first checkpoint, {s[0]}: until '
+      'there it must be that of the run, with the same warm-up.'
     )
   return used, goal
 

@@ -207,7 +207,9 @@ def test_from_run_divides_by_what_was_used():
   got = from_run([3, 6, 9, 12, 15], used, steep, signed=True)
   want = [0, -0.125, -0.2083333, 1.0833333, 0.25]
   np.testing.assert_allclose(got, want, atol=5e-8)
-  with pytest.raises(ValueError, match='at step 0, where 1.0000e.00 was used'):
+  with pytest.raises(
+    ValueError, match='at step 0, where 1.000000e.00 was used'
+  ):
     from_run([3, 15], used, target / 2)
   with pytest.raises(ValueError, match='known for 15 updates.*step 18'):
     from_run([3, 18], used, target)

@@ -125,9 +125,10 @@ def rows(found: Comparison) -> list[dict[str, Any]]:
       if job.window != window:
         continue
       row = _row(found, window, job.shape, job.source, losses)
-      same = [r for r in real if r.shape == job.shape] or real
+      same = [r for r in real if r.shape == (job.decay or job.shape)]
+      other, same = not same, same or real  # no decay of its own shape
       if same:
-        row['real'] = same[0].shape
+        row['real'], row['other_shape'] = same[0].shape, other
         row['behind'] = difference(losses, same[0].losses)
         gain = difference(found.last, same[0].losses)
         known = gain.low > 0  # else it would be a share of noise
@@ -173,7 +174,10 @@ def table(found: Comparison) -> Table:
       line += ['', '100%' if row['gain'].low > 0 else '', '', '']
     else:
       share = row.get('recovered')
-      line += [row.get('behind', ''), '' if share is None else f'{share:.0%}']
+      behind = str(row.get('behind', ''))
+      if row.get('other_shape'):
+        behind += f' ({row["real"]})'
+      line += [behind, '' if share is None else f'{share:.0%}']
       line += [row['over_best'], f'{row["below"]} of {len(row["against"])}']
     body.append([str(x) for x in line])
   header = ['window', 'shape', 'from', 'loss', 'gain over last',
@@ -196,7 +200,8 @@ def ingredients(run: Run, found: Comparison) -> Table:
 LEGEND = (
   "loss: nats. ±: 95 % interval of the difference paired by batch (Student's "
   't), which says what other tokens could change, not what another seed could. '
-  'real: the cooldown of this window, of this shape if there is one. '
+  'real: the cooldown of this window, of this shape if there is one, else the '
+  'shape in brackets. '
   'recovered: of its gain, if that interval excludes 0. best part: the best '
   'single item that is averaged. below: the parts that the merge is better '
   'than with an interval that excludes 0.'

@@ -71,6 +71,10 @@ def inputs(paths: Sequence[str], steps: Sequence[int], tree: str) -> Inputs:
   if len(set(numbers)) < len(numbers):
     raise UserError(f'--steps={numbers}: each checkpoint has its own step.')
   pairs = sorted(zip(numbers, found, strict=True))
+  if [p for _, p in pairs] != found and not steps:
+    print(
+      '--inputs are ordered by the numbers that end their names; or --steps.'
+    )
   other = [
     p for p in found if safetensors.found(p) != safetensors.found(found[0])
   ]

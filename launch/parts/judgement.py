@@ -26,6 +26,7 @@ class Job:
   shape: str
   source: str  # 'raw', 'means', 'moments', 'trackers' or 'merged'
   plan: emulation.Plan
+  decay: str = ''  # the shape, where `shape` is the name of a merge
 
 
 class Cooldown(NamedTuple):
@@ -160,7 +161,7 @@ def merged(run: Run, name: str, step: int) -> Job:
   if end != step:
     raise UserError(f'{folder} ends at step {end}, not at {step}.')
   plan = emulation.Plan(found, None, {})
-  return Job(end, window, name, 'merged', plan)
+  return Job(end, window, name, 'merged', plan, method.get('shape', ''))
 
 
 def measure(

@@ -59,16 +59,18 @@ def coefficients(about: Mapping[str, Any], tokens: int = 0) -> None:
   tokens: of a step; with it, and with the rates of a run, also these.
   """
   rows = []
-  later = [row['multiplier'] for row in about['sources'][1:]] + [0.0]
+  none = {'multiplier': 0.0, 'effective_learning_rate': 0.0}
+  later = [*about['sources'][1:], none]
   for row, after in zip(about['sources'], later, strict=True):
     mean = row['item'] == 'mean'  # falls linearly over the interval
-    w = f'{row["multiplier"]:.4f}' + (f' -> {after:.4f}' if mean else '')
+    w = f'{row["multiplier"]:.4f}'
+    w += f' -> {after["multiplier"]:.4f}' if mean else ''
     cells = [f'{row["step"]} {row["item"]}', f'{row["coefficient"]:.6f}', w]
     if tokens:
-      rate = row['learning_rate']
       effective = f'{row["effective_learning_rate"]:.3e}'
-      effective += f' -> {after * rate:.3e}' if mean else ''
-      cells[1:1] = [f'{row["step"] * tokens:,}', f'{rate:.3e}']
+      effective += f' -> {after["effective_learning_rate"]:.3e}' if mean else ''
+      rate = f'{row["learning_rate"]:.3e}'
+      cells[1:1] = [f'{row["step"] * tokens:,}', rate]
       cells.append(effective)
     rows.append(cells)
   header = ['checkpoint', 'c', 'w']
@@ -77,7 +79,8 @@ def coefficients(about: Mapping[str, Any], tokens: int = 0) -> None:
   table(header, rows)
   print(
     'w: what the updates between the checkpoint before and this one are '
-    'multiplied by; 1 before the first.'
+    'multiplied by; 1 before the first. LR used: their mean; of an interval '
+    'mean that of its first update.'
   )
   if not tokens:
     print('The learning rates used are not known here: w x LR is the result.')

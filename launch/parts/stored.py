@@ -58,6 +58,11 @@ def plan(
     raise UserError(
       f'end={end}: {run.path} has stored averages of later steps.'
     )
+  if window and method['name'] == 'power_ema':
+    raise UserError(
+      f'window={window} does not go with power_ema of trackers: it is of all '
+      'steps.'
+    )
   window = emulation.checked_window(run.steps, end, window)
   if method['name'] == 'decay':
     rates = run.learning_rates()[max(end - window, 0) : end]
