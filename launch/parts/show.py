@@ -89,6 +89,9 @@ def coefficients(about: Mapping[str, Any], tokens: int = 0) -> None:
 
 def effective_count(about: Mapping[str, Any]) -> None:
   """Prints what a merge's provenance says of the noise that is left."""
+  if len(about['sources']) == 1:
+    print('This is that one item itself: nothing is averaged.')
+    return
   items = {row['item'] for row in about['sources']}
   means = ', each a mean itself' if items & {'mean', 'moment'} else ''
   print(
