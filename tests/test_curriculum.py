@@ -215,6 +215,7 @@ def test_a_decay_wastes_the_best_data_of_the_toy():
   assert gain[0] > gain[1] > gain[2]
 
 
+@pytest.mark.slow
 def test_a_decay_wastes_what_the_order_saved_for_the_end(tmp_path, monkeypatch):
   """On a corrupted corpus: good sequences last are worth less in a decay.
 
