@@ -67,7 +67,7 @@ def from_run_means(
   """
   s = coefficients.check_steps(steps)
   if s.size == 1:
-    return coefficients.from_knots([1.0, 1.0])
+    return coefficients.from_knots([1.0])
   used, goal = _rates(s, learning_rates, target, shape, floor)
   used, goal = used[: s[-1]], goal[: s[-1]]
   w = _round(_knots(coefficients.correct(goal, used), s))

@@ -176,6 +176,8 @@ def test_the_command(run, cooldown, tmp_path, monkeypatch, capsys):
   for text, sentence in (
     ('{', 'merge.json'),
     ('{"method": [], "sources": {}}', 'method'),
+    ('{"method": {}, "sources": [{}]}', 'is damaged: its sources'),
+    ('{"method": {}, "sources": []}', 'is damaged: its sources'),
     (whole.replace('checkpoints/9/', 'checkpoints/7/'), 'which is gone'),
   ):
     manifest.write_text(text)

@@ -171,6 +171,7 @@ def test_means_from_run_at_the_end_and_where_the_rate_turns():
   for used in (cooled[:1000], np.append(cooled[:1000], 1.0)):
     first, means, last = from_run_means([800, 900, 1000], used, cooled)
     assert last == pytest.approx(1) and abs(first) + abs(means).sum() < 1e-9
+  assert from_run_means([800], cooled[:1000], cooled).means.size == 0
   # From a constant rate, a quarter left: linear between any knots.
   quarter = from_run_means(
     [800, 850, 1000], np.ones(1000), 0.25 + 0.75 * cooled

@@ -144,7 +144,10 @@ def merged(run: Run, name: str, step: int) -> Job:
     folder / 'merge.json', {'method': dict, 'sources': list}, {}
   )
   method, found = about['method'], []
+  damaged = UserError(f'{folder}/merge.json is damaged: its sources.')
   for row in about['sources']:
+    if not isinstance(row, dict) or not {'path', 'coefficient'} <= row.keys():
+      raise damaged
     # Of --inputs they are beside the result.
     paths = [run.path / row['path'], folder / row['path']]
     path = next((p for p in paths if p.is_dir()), paths[0])
@@ -156,6 +159,8 @@ def merged(run: Run, name: str, step: int) -> Job:
         'launch.evaluate compares it.'
       )
     found.append((path, row['coefficient']))
+  if not found:
+    raise damaged
   newest = max(int(path.parent.name) for path, _ in found)
   end, window = method.get('end', newest), method.get('window', 0)
   if end != step:
