@@ -92,11 +92,11 @@ def _print_focus(run, end, window, results, last, real) -> None:
   for name, losses in found:
     rows.append([name, *show.loss(run, losses), *show.gain(last, losses)])
   print(f'\nDecay over the {window} steps before step {end}:')
-  header = ['', 'loss (nats)', '+-', 'bits per byte', 'gain', '+-']
+  header = ['', 'loss (nats)', 's.e.', 'bits per byte', 'gain', 's.e.']
   show.table(header, rows)
   print(
-    'gain: loss of the last checkpoint minus this loss, paired by batch; +-: '
-    f'standard error over {len(last)} batches.'
+    'gain: loss of the last checkpoint minus this loss, paired by batch; '
+    f's.e.: standard error over {len(last)} batches.'
   )
 
 

@@ -41,9 +41,9 @@ def main() -> None:
     rows.append([text, *show.loss(run, losses), *[minus] * several])
     what = f'{len(losses)} batches of {size} x {tokens.shape[1] - 1} tokens'
     sets.setdefault(same, (what, []))[1].append(text)
-  header = ['checkpoint', 'loss (nats)', '+-', 'bits per byte']
+  header = ['checkpoint', 'loss (nats)', 's.e.', 'bits per byte']
   show.table([*header, *['minus first'] * several], rows)
-  print('+-: standard error over batches.')
+  print('s.e.: standard error over batches.')
   if several:
     print('minus first: paired by batch, ±: 95 % interval.')
   for what, names in sets.values():

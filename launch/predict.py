@@ -56,7 +56,10 @@ def main() -> None:
   print(prediction.FAILS)
   measured = [p.loss for p in fitted.points]
   got = [fitted.loss(p.lr) for p in fitted.points]
-  show.save(schedule_pictures.predicted(measured, got, found, lines), out)
+  tried = [p.lr.max() for p in fitted.points]
+  show.save(
+    schedule_pictures.predicted(measured, got, found, lines, tried), out
+  )
   print(f'wrote {out}')
   print(f'Next: {shlex.join(["python", "-m", *_next(fitted.points)])}')
 

@@ -92,11 +92,11 @@ def _print(run, tried, losses, reported, soup) -> None:
   ]  # fmt: skip
   rows.append(['soup', '', '', '', *show.loss(run, soup)[:2]])
   header = ['checkpoint', 'loss (chosen by)', 'of mean with it', 'kept']
-  show.table([*header, 'loss (reported)', '+-'], rows)
+  show.table([*header, 'loss (reported)', 's.e.'], rows)
   gain, error = show.gain(reported[tried[0].candidate], soup)
   print(
-    f'Gain of the soup over the best single checkpoint: {gain} +- {error} nats '
-    'on validation tokens that nothing was chosen by.'
+    f'Gain of the soup over the best single checkpoint: {gain} (standard '
+    f'error {error}) nats on validation tokens that nothing was chosen by.'
   )
 
 

@@ -30,10 +30,12 @@ def emulation(
 def _curves(ax, run, real, grid, focus, results) -> None:
   step, loss = run.metrics['eval/loss']
   ax.plot(step, loss, '.-', color='0.4', label='constant rate')
-  for r in real:
-    step, loss = r.run.metrics['eval/loss']
-    ax.plot(step, loss, '.-', label=f'real cooldown, {r.run.path.name}')
   shapes = list(dict.fromkeys(job.shape for job in results))
+  for r in real:  # in the colour of its shape
+    step, loss = r.run.metrics['eval/loss']
+    color = f'C{1 + shapes.index(r.shape)}' if r.shape in shapes else 'C0'
+    ax.plot(step, loss, '.-', color=color,
+            label=f'real {r.shape}, {r.run.path.name}')  # fmt: skip
   for color, shape in enumerate(shapes, 1):
     middle = _middle(grid, focus, results, shape)
     size = 4 + 3 * (len(shapes) - color)  # rings: equal losses stay visible

@@ -144,7 +144,7 @@ def print_held_out(fitted: Fitted, held: Sequence[Point]) -> list[tuple]:
     [n, f'{want:.4f}', f'{got:.4f}', _half(h), f'{got - want:+.4f}']
     for n, want, got, h in found
   ]
-  level = f'+- ({fitted.level:.0%})'
+  level = f'± ({fitted.level:.0%})'
   show.table(['held out', 'loss', 'predicted', level, 'error'], rows)
   mean = np.mean([p.loss for p in fitted.points])
   error = np.mean([abs(g - w) for _, w, g, _ in found])
@@ -176,7 +176,7 @@ def print_others(
       lines[label] = (at, np.array([fitted.loss(x * m) for x in at]))
   level = f'{fitted.level:.0%}'
   header = ['schedule', 'steps', 'best peak', level, 'loss there',
-            f'+- ({level})']  # fmt: skip
+            f'± ({level})']  # fmt: skip
   show.table(header, rows)
   low, high = min(peaks), max(peaks)
   if any(not low <= float(r[2]) <= high for r in rows):

@@ -67,7 +67,11 @@ def refined(
 
 
 def predicted(
-  measured: np.ndarray, fitted: np.ndarray, held: Sequence, lines: Mapping
+  measured: np.ndarray,
+  fitted: np.ndarray,
+  held: Sequence,
+  lines: Mapping,
+  tried: Sequence[float],
 ) -> figure.Figure:
   """Draws measured against predicted losses, and loss by peak rate.
 
@@ -75,6 +79,7 @@ def predicted(
     measured, fitted: of the runs of the fit.
     held: (name, measured, predicted, half width) of held-out runs.
     lines: schedule -> (peaks, losses).
+    tried: peaks of the fit, outside of which a prediction is a guess.
   """
   fig, (left, right) = _figure(2)
   left.plot(fitted, measured, 'o', color='0.4', label='in the fit')
@@ -92,8 +97,11 @@ def predicted(
            ylim=ends)  # fmt: skip
   left.legend(fontsize=7)
   for name, (peaks, losses) in lines.items():
-    right.plot(peaks, losses, label=name)
-  right.set(xlabel='peak learning rate', ylabel='predicted final loss',
+    (line,) = right.plot(peaks, losses, ':')
+    known = (peaks >= min(tried)) & (peaks <= max(tried))
+    right.plot(peaks[known], losses[known], color=line.get_color(), label=name)
+  right.set(xlabel='peak learning rate (dotted: outside the runs)',
+            ylabel='predicted final loss',
             xscale='log')  # fmt: skip
   right.legend(fontsize=7)
   return fig
