@@ -1,6 +1,7 @@
 """How a run goes on to a longer horizon (not a command)."""
 
 import pathlib
+import re
 import shlex
 from typing import Any, NamedTuple
 
@@ -185,5 +186,7 @@ def another(found: Log, text: str, num_steps: int) -> str:
   fields = {'num_steps': num_steps, 'learning_rate': float(f'{peak:.5g}')}
   if found.config['branch']:
     fields['branch'] = ''
-  name = text.partition(':')[0]
-  return _train(f'{run}/config.json{head}', f'{run}-{name}', fields, *flags)
+  name = re.sub(r'[^\w.]+', '-', text)  # wsd:decay=0.4 -> wsd-decay-0.4
+  return _train(
+    f'{run}/config.json{head}', f'{run}-{num_steps}-{name}', fields, *flags
+  )

@@ -54,7 +54,7 @@ def _curves(ax, run, real, grid, focus, results) -> None:
   pad = 0.15 * (shown.max() - low)
   ax.set(xlabel='step', ylabel='validation loss (nats)',
          ylim=(low - pad, shown.max() + pad))  # fmt: skip
-  windows = ', '.join(f'{w} steps until {e}' for e, w in focus)
+  windows = ', '.join(f'{w} steps until {e}' for e, w in dict.fromkeys(focus))
   ax.set_title(f'windows: {windows}; elsewhere the middle one', fontsize=8)
   ax.legend(fontsize=7)
 
