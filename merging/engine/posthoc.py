@@ -105,9 +105,12 @@ def fit(
   q, r = np.linalg.qr(columns)
   penalty = np.sqrt(ridge * np.mean(np.sum(columns**2, axis=0)))
   n = r.shape[1]
-  a = np.concatenate([r, penalty * np.eye(n)]) if ridge else r
-  b = np.concatenate([q.T @ target, np.zeros(n if ridge else 0)])
+  a = np.concatenate([r, penalty * np.eye(n)])
+  b = np.concatenate([q.T @ target, np.zeros(n)])
   x = optimize.nnls(a, b)[0] if nonnegative else np.linalg.lstsq(a, b)[0]
+  if not nonnegative:  # refined once, by a residual of extended precision
+    off = (target - columns.astype(np.longdouble) @ x).astype(np.float64)
+    x += np.linalg.lstsq(a, np.concatenate([q.T @ off, -penalty * x]))[0]
   if not abs(x.sum()) > 1e-6:
     raise ValueError('the stored averages have nothing of the wanted one.')
   x = x / x.sum()
