@@ -21,7 +21,7 @@ from absl import app, flags
 
 from benchmarks import results
 from configs import base
-from lm import loop, mesh, model, spec, state, step
+from lm import loop, model, spec, state, step
 
 _ONLY = flags.DEFINE_list('only', [], 'names of optimizers; empty = all')
 _SIZE = flags.DEFINE_string('size', 'nano', 'a byte-level size')
@@ -57,28 +57,24 @@ class Trainer:
     c.checkpoint.mean = False
     c.update_from_flattened_dict(overrides)
     self.config, self.built = c, loop.build(c)
-    self.shape = (c.batch_size, c.seq_len + 1)
-    self.rows = mesh.local_rows(self.built.batch_sharding, self.shape)
     self.traced = step.floats(c)
     self.current = None
-
-  def tokens(self, n: int) -> np.ndarray:
-    return self.built.data.train.batch(n, self.rows)
 
   def start(self, rate: float) -> None:
     self.current = self.built.init()
     self.traced = {**self.traced, 'learning_rate': rate}
 
   def step(self, n: int) -> jax.Array:
-    tokens = mesh.put(self.built.batch_sharding, self.tokens(n), self.shape)
     self.current, metrics = self.built.train_step(
-      self.current, tokens, self.traced
+      self.current, self.built.batch(n), self.traced
     )
     return metrics['train/loss']
 
   def compile_seconds(self) -> float:
     batch = jax.ShapeDtypeStruct(
-      self.shape, np.int32, sharding=self.built.batch_sharding
+      self.built.data.train.shape,
+      np.int32,
+      sharding=self.built.batch_sharding,
     )
     begin = time.process_time()
     lowered = self.built.train_step.lower(
@@ -91,7 +87,7 @@ class Trainer:
 def unigram_entropy(trainer: Trainer) -> float:
   """Returns the entropy in nats of the bytes that a run of all steps sees."""
   seen = np.concatenate(
-    [trainer.tokens(n).ravel() for n in range(_STEPS.value)]
+    [trainer.built.data.train.batch(n).ravel() for n in range(_STEPS.value)]
   )
   p = np.bincount(seen) / seen.size
   return float(-np.sum(p[p > 0] * np.log(p[p > 0])))

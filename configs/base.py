@@ -14,8 +14,9 @@ from configs import sizes
 from lm import spec
 
 
-def get_config(arg: str = '') -> ConfigDict:
-  choice = spec.parse(arg, size='tiny', optimizer='adamw', schedule='wsd')
+def get_config(arg: str = '', **defaults: str) -> ConfigDict:
+  default = {'size': 'tiny', 'optimizer': 'adamw', 'schedule': 'wsd'}
+  choice = spec.parse(arg, **{**default, **defaults})
   c = ConfigDict()
 
   # --- length and size of the run

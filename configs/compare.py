@@ -10,12 +10,10 @@ the last checkpoint is kept, and no means.
 from ml_collections import ConfigDict
 
 from configs import base
-from lm import spec
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  choice = spec.parse(arg, size='nano', optimizer='adamw', schedule='linear')
-  c = base.get_config(','.join(f'{k}={v}' for k, v in choice.items()))
+  c = base.get_config(arg, size='nano', schedule='linear')
   c.num_steps = 1000
   if 'warmup' in c.schedule:
     c.schedule.warmup = 0.05

@@ -6,14 +6,10 @@ python -m launch.train --config=configs/debug.py:optimizer=lion --workdir=runs/a
 from ml_collections import ConfigDict
 
 from configs import base
-from lm import spec
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  choice = spec.parse(arg, optimizer='adamw', schedule='wsd')
-  c = base.get_config(
-    f'size=debug,optimizer={choice["optimizer"]},schedule={choice["schedule"]}'
-  )
+  c = base.get_config(arg, size='debug')
   c.num_steps = 40
   c.eval.every_steps = 20
   c.eval.num_sequences = 16

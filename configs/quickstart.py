@@ -11,14 +11,12 @@ constant learning rate, with a checkpoint and an interval mean every 50 steps.
 from ml_collections import ConfigDict
 
 from configs import base
-from lm import spec
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  choice = spec.parse(arg, size='nano', optimizer='adamw', schedule='constant')
-  c = base.get_config(','.join(f'{k}={v}' for k, v in choice.items()))
+  c = base.get_config(arg, size='nano', schedule='constant')
   c.num_steps = 1000
-  if choice['schedule'] == 'constant':
+  if c.schedule.name == 'constant':
     c.schedule.warmup_steps = 50
   c.eval.every_steps = 100
   c.eval.num_sequences = 256

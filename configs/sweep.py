@@ -5,13 +5,9 @@ python -m launch.sweep --workdir=runs/sweep
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from configs import compare
 
-
-def get_config(arg: str = '') -> ConfigDict:
-  return compare.get_config(arg)
+get_config = compare.get_config
 
 
 def sweep(arg: str = '') -> dict[str, dict[str, Any]]:

@@ -35,16 +35,16 @@ def _finite(tree: Any) -> jax.Array:
   )
 
 
-def _items(state: TrainState) -> dict[str, Any]:
+def items(state: TrainState) -> dict[str, Any]:
   train = {
     'step': state.step,
     'opt_state': state.opt_state,
     'bad_steps': state.bad_steps,
     'bad_in_a_row': state.bad_in_a_row,
   }
-  items = {'params': state.params, 'train': train, 'mean': state.mean}
-  items |= state.averages
-  return {k: v for k, v in items.items() if jax.tree.leaves(v)}
+  found = {'params': state.params, 'train': train, 'mean': state.mean}
+  found |= state.averages
+  return {k: v for k, v in found.items() if jax.tree.leaves(v)}
 
 
 class Checkpoints:
@@ -84,11 +84,11 @@ class Checkpoints:
       return True
     if not _finite(state.params):
       return False
-    items = _items(state)
-    found = fingerprint.of(items)
+    saved = items(state)
+    found = fingerprint.of(saved)
     marks = {k: fingerprint.by_path(v) for k, v in found.items()}
     args = {'meta': ocp.args.JsonSave({**meta, 'fingerprints': marks})}
-    for name, tree in items.items():
+    for name, tree in saved.items():
       chunk = jax.tree.map(
         lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree
       )
@@ -178,19 +178,15 @@ def restore(
   Raises:
     Damaged: a file is missing or unreadable, or a fingerprint differs.
   """
-  items = {
+  found = {
     name: (read or restore_item)(run, step, name, tree)
-    for name, tree in _items(abstract).items()
+    for name, tree in items(abstract).items()
   }
-  train = items['train']
   return TrainState(
-    step=train['step'],
-    params=items['params'],
-    opt_state=train['opt_state'],
-    mean=items.get('mean', ()),  # absent when the config switches it off
-    bad_steps=train['bad_steps'],
-    bad_in_a_row=train['bad_in_a_row'],
-    averages={name: items[name] for name in abstract.averages},
+    **found['train'],
+    params=found['params'],
+    mean=found.get('mean', ()),  # absent when the config switches it off
+    averages={name: found[name] for name in abstract.averages},
   )
 
 

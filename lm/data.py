@@ -45,11 +45,11 @@ class Windows:
 
   def __init__(self, stream: tokens.Stream, seq_len: int, vocab_size: int):
     self._stream = stream
-    self._seq_len = seq_len
+    self.seq_len = seq_len
     self._vocab_size = vocab_size
 
   def __len__(self) -> int:
-    return max(len(self._stream) - 1, 0) // self._seq_len
+    return max(len(self._stream) - 1, 0) // self.seq_len
 
   def read(self, indices: Sequence[int]) -> np.ndarray:
     """Returns int32 (len(indices), seq_len + 1).
@@ -58,7 +58,7 @@ class Windows:
       UserError: a token is outside the vocabulary. Checked on every read, for
         shards too large to be scanned beforehand.
     """
-    t = self._seq_len
+    t = self.seq_len
     out_BS = np.empty((len(indices), t + 1), np.int32)
     for row, i in zip(out_BS, indices, strict=True):
       row[:] = self._stream.read(i * t, i * t + t + 1)
@@ -73,24 +73,18 @@ class Batches:
 
   def __init__(self, windows: Windows, batch_size: int, order: Sequence[int]):
     self._windows = windows
-    self._batch_size = batch_size
+    self.shape = (batch_size, windows.seq_len + 1)
     self._order = order
 
-  def batch(
-    self, step: int, rows: list[tuple[int, int]] | None = None
-  ) -> np.ndarray:
+  def batch(self, step: int, rows: slice = slice(None)) -> np.ndarray:
     """Returns rows of the global batch at `step`, int32 (rows, seq_len + 1).
 
     Args:
       step: number of the update, from 0; any step in any order.
-      rows: ranges [start, stop) of the global batch, in the order wanted;
-        None = all of it.
+      rows: of the global batch.
     """
-    spans = [(0, self._batch_size)] if rows is None else rows
-    if any(not 0 <= a <= b <= self._batch_size for a, b in spans):
-      raise ValueError(f'rows {spans} of a batch of {self._batch_size}.')
-    first = int(step) * self._batch_size
-    wanted = [first + row for a, b in spans for row in range(a, b)]
+    first, size = int(step) * self.shape[0], self.shape[0]
+    wanted = [first + row for row in range(*rows.indices(size))]
     return self._windows.read([self._order[i] for i in wanted])
 
 
@@ -174,16 +168,6 @@ def second_validation(config: ConfigDict) -> np.ndarray:
       f'eval.num_sequences, but the validation data has {n}.'
     )
   return windows.read([rest[i * len(rest) // wanted] for i in range(wanted)])
-
-
-def encode(text: str) -> np.ndarray:
-  """Returns the byte tokens of a text, uint8 (tokens,)."""
-  return np.frombuffer(text.encode(), np.uint8)
-
-
-def decode(byte_tokens: Sequence[int]) -> str:
-  """Returns the text of byte tokens; invalid UTF-8 becomes U+FFFD."""
-  return bytes(int(t) for t in byte_tokens).decode(errors='replace')
 
 
 def _validation(windows: Windows, num_sequences: int, t: int) -> np.ndarray:

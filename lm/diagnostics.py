@@ -65,11 +65,11 @@ def measure(
       f'decay/active/{role}': active / size,
       f'decay/ratio/{role}': _ratio(part2, dx2),
     }
-  own = spec.extra('optimizers', config.optimizer.name, 'diagnostics')
-  if own:
-    statics = {k: v for k, v in config.optimizer.items() if k != 'name'}
-    found |= own(params, opt_state, axes, *rates, **{**statics, **floats})
-  return found
+  own = spec.hook(
+    'optimizers', config.optimizer, 'diagnostics', params, opt_state, axes,
+    *rates, floats=floats,
+  )  # fmt: skip
+  return {**found, **(own or {})}
 
 
 def _ratio(a, b):

@@ -51,9 +51,10 @@ def build_losses(
   for tokens_BS in np.split(
     data.eval_tokens_ES, len(data.eval_tokens_ES) // size
   ):
-    rows = mesh_lib.local_rows(sharding, tokens_BS.shape)
-    local = np.concatenate([tokens_BS[a:b] for a, b in rows])
-    batches.append(mesh_lib.put(sharding, local, tokens_BS.shape))
+    read = tokens_BS.__getitem__
+    batches.append(
+      jax.make_array_from_callback(tokens_BS.shape, sharding, read)
+    )
   eval_step = jax.jit(step_lib.build_eval(config, model))
 
   def losses(params):

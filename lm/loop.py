@@ -46,6 +46,12 @@ class Built(NamedTuple):
   evaluate: Any  # params -> {'eval/loss': ..., ...}
   batch_sharding: NamedSharding
 
+  def batch(self, n: int) -> jax.Array:
+    """Returns the batch of step n; each device reads its own rows."""
+    read = lambda index: self.data.train.batch(n, index[0])
+    shape = self.data.train.shape
+    return jax.make_array_from_callback(shape, self.batch_sharding, read)
+
 
 def build(config: ConfigDict, like: Built | None = None) -> Built:
   """Builds a run from its config; compiles and allocates nothing.
@@ -225,8 +231,6 @@ def _loop(
     4. write the metrics of the step before, while the device works.
   Nothing waits for the device but 4 (for a step that is done) and a save.
   """
-  shape = (config.batch_size, config.seq_len + 1)
-  rows = mesh.local_rows(built.batch_sharding, shape)
   offset = first if config.branch_data == 'restart' else 0
   traced = step.floats(config)
   begin, end = int(current.step), config.num_steps
@@ -242,8 +246,7 @@ def _loop(
       write.diverged |= not _save(config, checkpoints, notes, current, n, first)
     if stop or write.diverged:
       return 'diverged' if write.diverged else 'preempted'
-    tokens = built.data.train.batch(n - offset, rows)
-    tokens = mesh.put(built.batch_sharding, tokens, shape)
+    tokens = built.batch(n - offset)
     current, new = built.train_step(current, tokens, traced)
     write(n, {**metrics, **new})
   write.flush()

@@ -49,7 +49,7 @@ def next_token(
   """
   if linearity is not None:
     probes = (*probes, 'cosine')
-  h_BTD, found = _hidden(model, params, tokens_BS[:, :-1], probes)
+  h_BTD, found = model.probe(params, tokens_BS[:, :-1], probes)
   kernel_DV, targets_BT = model.head(params), tokens_BS[:, 1:]
   batch, time = targets_BT.shape
   steps = chunk * sharding.num_shards('batch') // batch
@@ -64,12 +64,6 @@ def next_token(
     cosines = jnp.stack([x.mean() for x in jax.tree.leaves(found['cosine'])])
     total += linearity * (1 - cosines.mean())
   return Loss(total, cross_entropy, z, found)
-
-
-def _hidden(model, params, tokens_BT, probes):
-  if not probes:
-    return model.hidden(params, tokens_BT), {}
-  return model.probe(params, tokens_BT, probes)
 
 
 def _in_slices(h_BTD, kernel_DV, targets_BT, steps, softcap):

@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -132,8 +131,7 @@ def param_shardings(mesh: Mesh, axes: Any, params: Any) -> Any:
         )
     return NamedSharding(mesh, spec)
 
-  is_spec = lambda x: isinstance(x, P)
-  return jax.tree_util.tree_map_with_path(check, specs, params, is_leaf=is_spec)
+  return jax.tree_util.tree_map_with_path(check, specs, params)
 
 
 def state_shardings(mesh: Mesh, axes: Any, state: Any, zero: int = 0) -> Any:
@@ -198,19 +196,6 @@ def check_batch(mesh: Mesh, name: str, size: int, accum: int = 1) -> None:
       f'{name}={size} must be a positive multiple of {devices * accum} = '
       f'{devices} (mesh data x fsdp) x {accum} (slices of the batch).'
     )
-
-
-def local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> list:
-  """Returns the row ranges [(start, stop)] that this process has to provide."""
-  index = sharding.addressable_devices_indices_map(shape)
-  return sorted(
-    {(s[0].start or 0, s[0].stop or shape[0]) for s in index.values()}
-  )
-
-
-def put(sharding: NamedSharding, rows: np.ndarray, shape: tuple[int, int]):
-  """Makes the global array out of the rows that this process provides."""
-  return jax.make_array_from_process_local_data(sharding, rows, shape)
 
 
 def device_bytes(tree: Any) -> int:

@@ -6,8 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lm.axes import Axes
-
 
 def nuclear(grads: Any, axes: Any) -> jax.Array:
   """Sum over all matrices of their singular values: dual to Muon's norm.
@@ -21,7 +19,7 @@ def nuclear(grads: Any, axes: Any) -> jax.Array:
     grads: gradient, a tree of arrays.
     axes: a tree of `lm.axes.Axes` like it.
   """
-  sums = jax.tree.map(_matrix, axes, grads, is_leaf=lambda x: type(x) is Axes)
+  sums = jax.tree.map(_matrix, axes, grads)
   return sum(jax.tree.leaves(sums), jnp.zeros(()))
 
 

@@ -223,12 +223,7 @@ def _train(run, step, abstract, fresh, policy):
     fresh: makes it from scratch; called if a leaf has to be initialised.
     policy: one of `opt_state.POLICIES`.
   """
-  wanted = {
-    'step': abstract.step,
-    'opt_state': abstract.opt_state,
-    'bad_steps': abstract.bad_steps,
-    'bad_in_a_row': abstract.bad_in_a_row,
-  }
+  wanted = checkpoint.items(abstract)['train']
   item = address.item(run, step, 'train')
   stored = processes.together(
     lambda: checkpoint.abstract_item(item), checkpoint.Damaged

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optimizers.muon import scale_by_muon
-from optimizers.parts import hybrid, newton_schulz, roles
+from optimizers.parts import hybrid, roles
 
 
 class SquareState(NamedTuple):
@@ -40,14 +40,12 @@ def adamuon(
   that of Muon; nu.
   Differs from the paper: decay; any presets of Newton-Schulz.
   """
-  newton_schulz.check(coefficients, ns_steps, ns_dtype)
 
   def method(axes):
     direction = scale_by_muon(
       axes,
       momentum=momentum,
       nesterov=True,
-      bias_correction=False,
       scale='keller',
       sign=True,
       coefficients=coefficients,

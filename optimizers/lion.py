@@ -59,7 +59,7 @@ def lion(
 
 
 def diagnostics(
-  params, opt_state, axes, learning_rate, peak, *, weight_decay, decay, **_
+  params, opt_state, axes, learning_rate, peak, *, weight_decay, decay
 ):
   """What a run may log: see parts/saturation.py."""
   wd = rate(decay, weight_decay, learning_rate, peak)

@@ -74,7 +74,7 @@ def lion_k(
 
 def diagnostics(
   params, opt_state, axes, learning_rate, peak, *, weight_decay, decay,
-  kernel, epsilon, relative, **_
+  kernel, epsilon, relative,
 ):  # fmt: skip
   """What a run may log: see parts/saturation.py; e is in units of mu."""
   return saturation.measure(

@@ -3,13 +3,7 @@
 import optax
 
 from optimizers.muon import scale_by_muon
-from optimizers.parts import (
-  choices,
-  hybrid,
-  mars,
-  newton_schulz,
-  shape_scale,
-)
+from optimizers.parts import choices, hybrid, mars
 
 FORMS = (*mars.FORMS, 'one_buffer')
 
@@ -50,8 +44,6 @@ def marsm(
     raise ValueError(
       "form='one_buffer' cannot clip: it never makes c; set clip=False."
     )
-  shape_scale.check(scale)
-  newton_schulz.check(coefficients, ns_steps, ns_dtype)
 
   def method(axes):
     direction = scale_by_muon(
@@ -59,7 +51,6 @@ def marsm(
       momentum=momentum,
       nesterov=False,
       gradient_share=gamma if form == 'one_buffer' else None,
-      bias_correction=False,
       scale=scale,
       coefficients=coefficients,
       steps=ns_steps,

@@ -47,9 +47,7 @@ def muon(
   State: count, momentum; count, mu, nu of AdamW.
   Differs from the paper: decay; the products are float32 unless ns_dtype says.
   """
-  shape_scale.check(scale)
   choices.check('heads', heads, ('joint', 'split'))
-  newton_schulz.check(coefficients, ns_steps, ns_dtype, ns_form)
 
   def method(axes):
     return scale_by_muon(
@@ -84,8 +82,8 @@ def scale_by_muon(
   *,
   momentum: float | jax.Array,
   nesterov: bool,
-  bias_correction: bool,
   scale: str,
+  bias_correction: bool = False,
   gradient_share: float | jax.Array | None = None,
   heads: str = 'joint',
   sign: bool = False,
@@ -98,6 +96,8 @@ def scale_by_muon(
   and 0 without. The other knobs
   are those of `muon` and of `newton_schulz.orthogonalize`.
   """
+  shape_scale.check(scale)
+  newton_schulz.check(**newton_schulz_knobs)
 
   def init(params):
     zeros = jax.tree.map(jnp.zeros_like, params)

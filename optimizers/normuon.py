@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optimizers.muon import scale_by_muon
-from optimizers.parts import hybrid, newton_schulz, roles, shape_scale
+from optimizers.parts import hybrid, roles
 
 
 class NeuronState(NamedTuple):
@@ -43,15 +43,12 @@ def normuon(
   (algorithm 1: neither, and 0.2 sqrt(m n) for norm(O)); any scale;
   adam_lr_ratio for the rest.
   """
-  shape_scale.check(scale)
-  newton_schulz.check(coefficients, ns_steps, ns_dtype)
 
   def method(axes):
     direction = scale_by_muon(
       axes,
       momentum=momentum,
       nesterov=True,
-      bias_correction=False,
       scale=scale,
       coefficients=coefficients,
       steps=ns_steps,

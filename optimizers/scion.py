@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optimizers.muon import scale_by_muon
-from optimizers.parts import hybrid, newton_schulz, roles
+from optimizers.parts import hybrid, roles
 from optimizers.parts.decay import descend
 
 
@@ -38,7 +38,6 @@ def scion(
   the radius of the head also where it is not, as in the authors' example, one
   matrix with it.
   """
-  newton_schulz.check(coefficients, ns_steps, ns_dtype)
 
   def complete(method, mine):
     return descend(
@@ -55,7 +54,6 @@ def scion(
       mine,
       momentum=momentum,
       nesterov=False,
-      bias_correction=False,
       scale='spectral',
       coefficients=coefficients,
       steps=ns_steps,

@@ -132,7 +132,7 @@ def scale_by_soap(
       lambda g, m, f, a: one(g, m, f, a, t),
       updates,
       mu,
-      _as_leaves(updates, state.factors),
+      state.factors,
       roles.of(updates, axes),
     )
     u = jax.tree.map(lambda _, o: o[0], updates, out)
@@ -140,12 +140,6 @@ def scale_by_soap(
     return u, SoapState(t + 1, mu, factors)
 
   return optax.GradientTransformation(init, update)
-
-
-def _as_leaves(like, tree):
-  """`tree` with everything below the leaves of `like` kept as it is."""
-  treedef = jax.tree.structure(like)
-  return treedef.unflatten(treedef.flatten_up_to(tree))
 
 
 def _eigenvectors(gram, like):

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
-
 from schedules.parts import phases, shapes
 
 
@@ -29,11 +27,5 @@ def cosine(
   phases.check_fractions(warmup=warmup, final=final)
   curve = shapes.shape('cosine')
   num_warmup = phases.to_steps(warmup, num_steps)
-
-  def multiplier(step):
-    x = phases.elapsed(step, num_warmup, num_steps - num_warmup)
-    return jnp.minimum(
-      phases.warm_up(step, num_warmup), phases.floored(curve(x), final)
-    )
-
-  return multiplier
+  left = num_steps - num_warmup
+  return phases.decay(num_steps, num_warmup, left, curve, final)

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
-
 from schedules.parts import phases, shapes
 
 
@@ -37,12 +35,4 @@ def wsd(
   phases.check_fractions(final=final)
   curve = shapes.shape(shape)
   num_warmup, num_decay = phases.split(num_steps, warmup, decay)
-  start = num_steps - num_decay
-
-  def multiplier(step):
-    decayed = curve(phases.elapsed(step, start, num_decay))
-    return jnp.minimum(
-      phases.warm_up(step, num_warmup), phases.floored(decayed, final)
-    )
-
-  return multiplier
+  return phases.decay(num_steps, num_warmup, num_decay, curve, final)

@@ -141,7 +141,7 @@ def test_a_run_with_and_without():
   for on in (True, False):
     c = helpers.config('optimizer=lion', diagnostics=on, model__num_layers=1)
     built = loop.build(c)
-    tokens = built.data.train.batch(0, [(0, c.batch_size)])
+    tokens = built.data.train.batch(0)
     state, metrics = built.train_step(built.init(), tokens, step.floats(c))
     states.append(jax.device_get(state))
     logs.append(jax.device_get(metrics))

@@ -60,7 +60,7 @@ def test_weights_of_two_gradients(monkeypatch, bias_correction, want):
   )
   tx = scale_by_muon(
     None, momentum=0.95, nesterov=True, bias_correction=bias_correction,
-    scale='keller',
+    scale='keller', coefficients='keller', steps=5, dtype='float32',
   )  # fmt: skip
   first, second = jnp.diag(jnp.array([1.0, 0])), jnp.diag(jnp.array([0, 1.0]))
   _, state = tx.update(first, tx.init(first))

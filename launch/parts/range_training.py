@@ -45,15 +45,12 @@ def train(
   built = loop.build(c)
   restore.check_shapes(c, built.abstract)
   mesh.check_memory(built.abstract)
-  shape = (c.batch_size, c.seq_len + 1)
-  rows = mesh.local_rows(built.batch_sharding, shape)
   losses, watch = [], lr_range.Watch()
   with jax.set_mesh(built.mesh):
     state, origin = restore.begin(c, built.abstract, built.init)
     first = 0 if c.branch_data == 'restart' else int(state.step)
     for n, value in enumerate(progress.track(values, knob, transient=True)):
-      tokens = built.data.train.batch(first + n, rows)
-      tokens = mesh.put(built.batch_sharding, tokens, shape)
+      tokens = built.batch(first + n)
       traced = _floats(config, c, knob, float(value))
       state, metrics = built.train_step(state, tokens, traced)
       losses.append(float(metrics['train/loss']))

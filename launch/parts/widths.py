@@ -67,15 +67,12 @@ def train(config: ConfigDict, num_steps: int) -> Trained:
   """
   built = loop.build(config)
   mesh.check_memory(built.abstract)
-  shape = (config.batch_size, config.seq_len + 1)
-  rows = mesh.local_rows(built.batch_sharding, shape)
   width = f'd_model={config.model.d_model}'
   with jax.set_mesh(built.mesh):
     state = built.init()
     before = jax.device_get(state.params)
     for n in progress.track(range(num_steps), width, transient=True):
-      tokens = built.data.train.batch(n, rows)
-      tokens = mesh.put(built.batch_sharding, tokens, shape)
+      tokens = built.batch(n)
       state, _ = built.train_step(state, tokens, step.floats(config))
     after = jax.device_get(state.params)
   if int(state.bad_steps):

@@ -17,6 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optimizers.parts import choices
+
 PyTree = Any
 ROLES = ('embedding', 'head', 'matrix', 'vector')
 
@@ -65,9 +67,7 @@ def of(params: PyTree, axes: PyTree | None = None) -> PyTree:
 
 
 def _checked(x, axes):
-  if axes.role not in ROLES:
-    legal = ', '.join(f"'{role}'" for role in ROLES)
-    raise ValueError(f"role='{axes.role}' does not exist; legal: {legal}.")
+  choices.check('role', axes.role, ROLES)
   if len(axes.names) != jnp.ndim(x):
     raise ValueError(
       f'axes {axes.names} name {len(axes.names)} dimensions of a parameter of '

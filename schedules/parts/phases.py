@@ -116,6 +116,17 @@ def floored(shape_value: jax.Array, final: Any) -> jax.Array:
   return blend(final, 1.0, shape_value)
 
 
+def decay(num_steps, num_warmup, num_decay, curve, final):
+  """Returns multiplier(step): warm-up, the peak, `curve` down to `final`."""
+  start = num_steps - num_decay
+
+  def multiplier(step):
+    x = elapsed(step, start, num_decay)
+    return jnp.minimum(warm_up(step, num_warmup), floored(curve(x), final))
+
+  return multiplier
+
+
 def power(x: jax.Array, exponent: Any) -> jax.Array:
   """Returns x^exponent for x in [0, 1] and an exponent > 0.
 
