@@ -127,8 +127,8 @@ def load_module(path: str) -> types.ModuleType:
     UserError: no such file, or what it raises.
   """
   if not pathlib.Path(path).is_file():
-    known = [f'configs/{p.name}' for p in ROOT.glob('configs/*.py')]
-    known.remove('configs/__init__.py')
+    files = sorted(ROOT.glob('configs/[!_]*.py'))
+    known = [os.path.relpath(p) for p in files]
     if pathlib.Path(path, 'config.json').is_file():
       known.append(f'{path}/config.json')
     what = 'is no file' if pathlib.Path(path).exists() else 'does not exist'
@@ -153,7 +153,8 @@ def _resolve(argv: list[str], default: str) -> list[str]:
   """Puts --config=FILE first, the default if it is not given."""
   if not default:
     return argv
-  chosen, rest, after = default, [], False
+  ours = default if pathlib.Path(default).is_file() else str(ROOT / default)
+  chosen, rest, after = ours, [], False
   for arg in argv[1:]:
     if after or arg.startswith('--config='):
       chosen, after = arg.removeprefix('--config='), False

@@ -84,10 +84,9 @@ def _beside(run, parent: str, workdir: str) -> str:
 
   whole, end = Run(parent), run.steps[-1]
   start = int(run.meta['parent'].rpartition('@')[2])
-  rates = whole.learning_rates()[start:]
-  window = rates[: end - whole.config.num_steps or None]
-  falls = run.learning_rates()[end - 1] < rates[0]
-  if falls and end in whole.steps and (window == rates[0]).all():
+  rates = whole.learning_rates()[start:end]
+  kept = end in whole.steps and (rates == rates[0]).all()
+  if kept and run.learning_rates()[end - 1] < rates[0]:
     options = f'--run={shlex.quote(parent)} --against={shlex.quote(workdir)}'
     return f'launch.emulate {options}'
   return f'launch.evaluate --at={shlex.quote(f"{parent},{workdir}")}'

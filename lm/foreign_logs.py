@@ -234,8 +234,8 @@ def _number(x: Any) -> float | None:
 def _series(steps, values) -> Series:
   """Sorts by step; the last of equal steps counts, as after a restart."""
   step = np.asarray(steps, np.float64)
-  if not (np.abs(step) < 2**53).all():
-    raise UserError('a step is not a finite number below 2^53.')
+  for x in step[~(np.abs(step) < 2**53) | (step % 1 != 0)]:
+    raise ValueError(f'step {x:g} is no whole number below 2^53.')
   step = step.astype(np.int64)
   found, last = np.unique(step[::-1], return_index=True)
   return Series(found, np.asarray(values, np.float64)[::-1][last])
@@ -269,8 +269,8 @@ def _json(node: Any, prefix: str) -> dict[str, Series]:
 
 
 def _is_numbers(x: Any) -> bool:
-  number = lambda v: v is None or isinstance(v, int | float)
-  return isinstance(x, list) and len(x) > 0 and all(map(number, x))
+  number = lambda v: isinstance(v, int | float | None)
+  return isinstance(x, list) and x != [] and all(map(number, x))
 
 
 def _events(path: pathlib.Path) -> dict[str, Series]:

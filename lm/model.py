@@ -269,7 +269,7 @@ def _check(c):
     if not least <= c[name] < 2**31:  # tokens are int32
       raise UserError(f'model.{name}={c[name]} must be {least} to 2**31 - 1.')
   for name, least in (('rope_theta', 1), ('init_std', 0), ('norm_eps', 0),
-                      ('logit_softcap', 0)):  # fmt: skip
+                      ('logit_softcap', 0), ('loss_chunk', 0)):  # fmt: skip
     if not least <= c[name] < math.inf:
       raise UserError(f'model.{name}={c[name]} must be from {least} on.')
   if c.num_heads % c.num_kv_heads:

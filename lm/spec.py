@@ -145,6 +145,9 @@ def build(
     for p in inspect.signature(function).parameters.values()
     if p.kind is p.POSITIONAL_OR_KEYWORD
   ]
+  for key, value in kwargs.items():
+    if isinstance(value, int) and abs(value) >= 2**31:
+      raise UserError(f'{package}/{name}.py: {key}={value} is beyond int32.')
   try:
     return function(*args[: len(positional)], **{**kwargs, **(floats or {})})
   except ValueError as e:

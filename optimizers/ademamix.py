@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import optax
 
+from optimizers.parts import choices
 from optimizers.parts.decay import descend
 
 
@@ -29,6 +30,7 @@ def ademamix(
   b3 from that of b1. State: count, count_m2, m1, m2, nu.
   Differs from the paper: warmup_steps = 0; it advises the length of the run.
   """
+  choices.at_least(0, warmup_steps=warmup_steps)
   slow, weight = b3, alpha
   if warmup_steps:
     slow = _half_life_schedule(b1, b3, warmup_steps)

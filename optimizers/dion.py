@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optimizers.parts import hybrid, roles, shape_scale
+from optimizers.parts import choices, hybrid, roles, shape_scale
 
 
 class DionState(NamedTuple):
@@ -40,6 +40,7 @@ def dion(
   Differs from the paper: a column of R that is 0 keeps its old direction.
   """
   shape_scale.check(scale)
+  choices.at_least(1, rank=rank)
   return hybrid.with_adamw(
     lambda axes: scale_by_dion(axes, momentum, rank, scale),
     learning_rate,

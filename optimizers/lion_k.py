@@ -38,6 +38,8 @@ def lion_k(
       f'b1={b1} must not exceed b2={b2}: otherwise it is unknown what Lion-K '
       "minimises; optimizer 'lion' takes any two."
     )
+  if isinstance(b2, int | float) and b2 <= 0:
+    raise ValueError(f'b2={b2} must exceed 0: see the algebra of Lion.')
   if kernel == 'lp' and isinstance(epsilon, float) and epsilon <= 1:
     raise ValueError(
       f"epsilon={epsilon} must exceed 1 for kernel='lp', whose p it is, for "

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optimizers.parts import hybrid, roles
+from optimizers.parts import choices, hybrid, roles
 
 
 class SoapState(NamedTuple):
@@ -53,6 +53,7 @@ def soap(
   in its own basis all but its singular values is rounding, which a division by
   sqrt(nu) would make as large as they are.
   """
+  choices.at_least(1, refresh_every=refresh_every)
 
   def method(axes):
     return scale_by_soap(

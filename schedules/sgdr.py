@@ -43,7 +43,10 @@ def sgdr(
     )
   if cycles < 1 or growth < 1:
     raise ValueError(f'cycles={cycles} and growth={growth} must be at least 1.')
-  edges = np.cumsum([0.0, *(float(growth) ** np.arange(cycles))])
+  with np.errstate(over='ignore'):
+    edges = np.cumsum([0.0, *(float(growth) ** np.arange(cycles))])
+  if not np.isfinite(edges[-1]):
+    raise ValueError(f'growth={growth} to the power cycles={cycles} overflows.')
   edges = np.rint(edges / edges[-1] * (num_steps - warmup_steps))
   edges = np.unique(edges.astype(np.int32)) + warmup_steps
   curve = shapes.shape('cosine')

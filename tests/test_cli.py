@@ -17,6 +17,7 @@ from absl import flags
 
 import optimizers
 from launch import cli, train
+from launch.parts import judgement
 from lm import dry_run, noise, spec
 from lm import run as run_lib
 from tests import helpers, tools
@@ -40,6 +41,23 @@ def _train(*args, monkeypatch):
   with pytest.raises(SystemExit) as e:
     cli.run(train.main, train._DEFAULT)
   return e.value.code
+
+
+def test_a_branch_from_the_end_of_its_parent(tmp_path, monkeypatch, capsys):
+  """The parent has no rates beside those of the branch; its grid has an end."""
+  often = ['--config.checkpoint.every_steps=2', '--config.eval.every_steps=2']
+  a, b = tmp_path / 'a', tmp_path / 'b'
+  for workdir, *more in (
+    (a, '--config=configs/debug.py:schedule=constant', '--config.num_steps=4'),
+    (b, '--config=configs/debug.py:schedule=wsd', '--config.num_steps=8',
+     f'--config.branch={a}'),
+  ):  # fmt: skip
+    args = [*more, *often, _ONE_LAYER, f'--workdir={workdir}']
+    assert _train(*args, monkeypatch=monkeypatch) == 0
+  assert f'Next: python -m launch.evaluate --at={a},{b}' in (
+    capsys.readouterr().out
+  )
+  assert judgement.grid(run_lib.Run(a), [], []) == [(4, 2)]
 
 
 @pytest.mark.parametrize(

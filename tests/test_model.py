@@ -245,6 +245,7 @@ def test_flops_by_hand():
     ({'remat': 'all'}, 'Legal: .*full'),
     ({'attention': 'flash'}, 'Legal: .*chunked'),
     ({'num_layers': 0}, '=0 must be 1 to'),
+    ({'loss_chunk': -1}, 'loss_chunk=-1 must be from 0 on'),
   ],
 )
 def test_mistakes_are_one_sentence(overrides, sentence):

@@ -196,6 +196,21 @@ def test_it_trains_a_toy(name):
   assert np.nanmin(last) < first[0] - 0.5, (first, last)
 
 
+@pytest.mark.parametrize(
+  ('name', 'knob', 'value', 'message'),
+  [
+    ('dion', 'rank', 0, 'rank=0 must be at least 1'),
+    ('dion', 'rank', 2**31, 'is beyond int32'),
+    ('ademamix', 'warmup_steps', -1, 'warmup_steps=-1 must be at least 0'),
+    ('soap', 'refresh_every', 0, 'refresh_every=0 must be at least 1'),
+  ],
+)
+def test_integers_out_of_range(name, knob, value, message):
+  config = spec.spec('optimizers', name, **{knob: value})
+  with pytest.raises(UserError, match=message):
+    spec.build('optimizers', config, LR)
+
+
 @each
 def test_mistakes_are_one_sentence(name):
   for knob, value in spec.knobs('optimizers', name).items():

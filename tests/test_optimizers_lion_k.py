@@ -182,6 +182,8 @@ def test_a_momentum_too_short_for_the_theory_is_refused():
     'b1=0.99 must not exceed b2=0.9: otherwise it is unknown what Lion-K '
     "minimises; optimizer 'lion' takes any two."
   )
+  with pytest.raises(ValueError, match=r'b2=0.0 must exceed 0'):
+    lion_k(0.1, b1=0.0, b2=0.0)
 
 
 def test_groups_are_the_inputs_of_a_neuron():

@@ -21,6 +21,8 @@ BAD = {
     ([], 'are missing'),
     (['--schedules=,'], 'are missing'),
     (['--schedules=sgdr:cycles=2.5'], "cycles='2.5' must be"),
+    (['--schedules=sgdr:cycles=1100,growth=2'], 'cycles=1100 overflows'),
+    (['--schedules=constant:warmup_steps=3000000000'], 'is beyond int32'),
     (['--schedules=wds'], "Did you mean 'wsd'"),
     (['--schedules=wsd:decai=1'], "Did you mean 'decay'"),
     (['--schedules=wsd:decay=much'], 'must be a float'),

@@ -82,10 +82,12 @@ def grid(
   if len(saved) < 3:
     raise UserError(f'{run.path} has {len(saved)} checkpoints; 3 are needed.')
   near = lambda x: min(saved, key=lambda s: abs(s - x))
-  ends = list(ends) or [near(saved[-1] * f) for f in (0.25, 0.5, 0.75, 1)]
+  ends = list(ends) or [
+    near(saved[-1] * f) or saved[1] for f in (0.25, 0.5, 0.75, 1)
+  ]
   means, pairs = 'means' in stored.available(run), []
+  legal = [s for s in run.steps if s > 0]
   for end in dict.fromkeys(ends):
-    legal = [s for s in run.steps if s > 0]
     if end not in legal:
       raise UserError(f'{end} is not a checkpoint; there are {legal}.')
     fifths = [end - near(end * f) for f in (0.9, 0.8, 0.6)]
