@@ -4,9 +4,11 @@
 
 The plain way is nanoGPT's: random offsets, one slice per row, no epochs, no
 resume, no check of the vocabulary. `random` reads our batches of the same steps
-in random order, as a ratio to consecutive steps. Rounds alternate, medians are
-printed. The last column: how many times faster than a model that trains at that
-rate.
+in random order, as a ratio to consecutive steps. Rounds alternate in turning
+order; medians of ratios within a round, and their quartiles. The last columns:
+how many times faster than a training step consumes, measured here on batches
+that are there already (of the smallest sizes, which consume most), or, for
+accelerators, than a rate that is assumed.
 """
 
 import pathlib
@@ -15,17 +17,20 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
 from benchmarks import results
+from configs import base
 from launch import cli
-from lm import data, tokens
+from lm import data, loop, step, tokens
 
 _TOKENS = 100_000_000
 _ROUNDS = 7
 Batch = Callable[[int], np.ndarray]
-# seq_len, batch_size, tokens/s of a training step to compare with
-_SHAPES = [(256, 16, 15_000), (1024, 32, 500_000), (1024, 512, 2_000_000)]
+_SIZES = ('debug', 'nano', 'tiny')
+# seq_len, batch_size, tokens/s
+_ASSUMED = [(1024, 32, 500_000), (1024, 512, 2_000_000)]
 
 
 def _ours(shard: np.ndarray, t: int, b: int) -> Batch:
@@ -44,9 +49,26 @@ def _plain(shard: np.ndarray, t: int, b: int) -> Batch:
 def _rate(batch: Batch, steps: Sequence[int], size: int) -> float:
   """Returns tokens per second."""
   start = time.perf_counter()
-  for step in steps:
-    batch(step)
+  for n in steps:
+    batch(n)
   return len(steps) * size / (time.perf_counter() - start)
+
+
+def _consumer(size: str) -> tuple[int, int, float]:
+  """Returns (seq_len, batch_size, tokens/s of its training step)."""
+  config = base.get_config(f'size={size}')
+  built = loop.build(config)
+  with jax.set_mesh(built.mesh):
+    state, traced = built.init(), step.floats(config)
+    batch, rates = built.batch(0), []
+    for _ in range(_ROUNDS + 1):
+      start, count = time.perf_counter(), 0
+      while time.perf_counter() < start + 0.5:
+        state, metrics = built.train_step(state, batch, traced)
+        jax.block_until_ready(metrics)
+        count += batch[:, 1:].size
+      rates.append(count / (time.perf_counter() - start))
+  return config.seq_len, config.batch_size, statistics.median(rates[1:])
 
 
 @results.entry('batches of a memory-mapped shard')
@@ -57,9 +79,11 @@ def main() -> None:
     rng.integers(0, 50304, _TOKENS, dtype=np.uint16).tofile(path)
     shard = tokens.open_shard(str(path)).tokens
     print(
-      'seq_len batch   ours Mtok/s  numpy Mtok/s  ratio  random  ours / model'
+      'seq_len batch   ours Mtok/s  numpy Mtok/s  ours / numpy      random'
+      '            ours / model'
     )
-    for t, b, model in _SHAPES:
+    measured = [(*_consumer(size), size) for size in _SIZES]
+    for t, b, model, name in [*measured, *((*x, 'assumed') for x in _ASSUMED)]:
       ours, plain = _ours(shard, t, b), _plain(shard, t, b)
       count = max(4_000_000 // (t * b), 4)
       mixed = rng.permutation((_ROUNDS + 1) * count).tolist()
@@ -67,15 +91,22 @@ def main() -> None:
       for first in range(0, len(mixed), count):
         steps = range(first, first + count)
         ways = (ours, steps), (plain, steps), (ours, mixed[first:][:count])
-        turns.append([_rate(way, s, t * b) for way, s in ways])
+        turn = len(turns) % 3
+        rates = [_rate(*w, t * b) for w in (*ways[turn:], *ways[:turn])]
+        turns.append([*rates[3 - turn :], *rates[: 3 - turn]])
       del turns[0]  # it pages the file in
       rate, numpy, _ = map(statistics.median, zip(*turns, strict=True))
-      ratio = statistics.median(a / b for a, b, _ in turns)
-      random = statistics.median(c / a for a, _, c in turns)
       print(
-        f'{t:7d} {b:5d} {rate / 1e6:13.1f} {numpy / 1e6:13.1f} {ratio:6.2f} '
-        f'{random:7.2f} {rate / model:8.0f} x {model:,} tokens/s'
+        f'{t:7d} {b:5d} {rate / 1e6:13.1f} {numpy / 1e6:13.1f}  '
+        f'{_spread([a / b for a, b, _ in turns])}  '
+        f'{_spread([c / a for a, _, c in turns])} {rate / model:7.0f} x '
+        f'{name}, {model:,.0f} tokens/s'
       )
+
+
+def _spread(ratios: Sequence[float]) -> str:
+  low, middle, high = statistics.quantiles(ratios, n=4)
+  return f'{middle:.2f} ({low:.2f} {high:.2f})'
 
 
 if __name__ == '__main__':

@@ -20,6 +20,7 @@ from absl import flags
 WRITE = flags.DEFINE_bool(
   'write', False, 'enter the output in RESULTS.md', module_name=sys.argv[0]
 )
+_KEYS = ('model name', 'cpu family')
 _RESULTS = pathlib.Path(__file__).with_name('RESULTS.md')
 
 
@@ -48,7 +49,7 @@ def enter(title: str, text: str) -> None:
 
   device = jax.devices()[0].device_kind
   if jax.default_backend() == 'cpu':
-    device = f'CPU, {os.cpu_count()} cores'
+    device = f'{_processor()}, {os.cpu_count()} cores'
   name = pathlib.Path(sys.argv[0]).stem
   given = [a for a in sys.argv[1:] if a != '--write']
   places = [re.sub('(--peer_dir=).*', r'\1PEERS', a) for a in given]
@@ -64,6 +65,14 @@ def enter(title: str, text: str) -> None:
   at = old.index('## ')
   _RESULTS.write_text(old[:at] + new + old[at:])
   print(f'\nentered in {_RESULTS}')
+
+
+def _processor() -> str:
+  """Returns its name and family, if this system tells them."""
+  about = pathlib.Path('/proc/cpuinfo')
+  text = about.read_text() if about.is_file() else ''
+  found = [re.search(rf'^{key}\s*: (.*)', text, re.M) for key in _KEYS]
+  return ', family '.join(m[1] for m in found if m) or platform.processor()
 
 
 class _Copy(io.StringIO):
