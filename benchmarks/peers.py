@@ -5,13 +5,16 @@ r"""Training steps on this machine beside nanodo and nanoGPT.
 PEERS has checkouts `nanodo` (google-deepmind) and `nanoGPT` (karpathy, needs
 torch); what is missing there is named and left out. Each contender is a process
 of its own that stays alive: the turns alternate, so that other work on the
-machine hits all alike. `first` is the time from the start of the process to the
-first loss, with what the compilation cache has (run twice for a warm cache).
+machine hits all alike; ratios are those of a turn. `first loss` is the time
+from the start of a process with an empty compilation cache, and once more.
 
-All take AdamW steps on random tokens in float32 on a CPU, in bfloat16 on a GPU,
-with the same depth, width, heads and feed-forward width. Ours has SwiGLU, so a
-third matrix in each feed-forward layer, and rotary positions: FLOP/s counts
-6 per matrix parameter and token, and the attention products.
+All take AdamW steps on random tokens with the same depth, width and heads, in
+the dtype of the size: float32 for tiny and small (nanoGPT: bfloat16 on a GPU).
+Ours also clips, logs norms and keeps a mean of parameters; it has SwiGLU, so a
+third matrix in each feed-forward layer, and rotary positions. nanoGPT clips;
+its feed-forward layers have 4 D. FLOP/s counts 6 per parameter of the matrices
+and token, and the attention products. Huge pages are tried for ours alone; with
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command all have them.
 """
 
 import os
@@ -19,6 +22,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -165,23 +169,26 @@ def contend(name: str, size: str, seconds: float) -> None:
     print(rate, flush=True)
 
 
-def flops_per_token(config, matrices: int) -> float:
-  """6 per parameter of the matrices and the head, 6 T D per layer (causal)."""
+def flops_per_token(config, name: str) -> float:
+  """`lm.model.flops_per_token`, of a peer with its feed-forward layers."""
+  from lm import model
+
   c = config.model
-  layer = 4 * c.d_model**2 + matrices * c.d_model * c.d_ff
-  weights = c.num_layers * layer + c.vocab_size * c.d_model
-  return 6 * (weights + c.num_layers * config.seq_len * c.d_model)
+  width = 4 * c.d_model if 'nanoGPT' in name else c.d_ff
+  less = 0 if 'lmopt' in name else 3 * c.d_ff - 2 * width
+  found = model.flops_per_token(c, config.seq_len)
+  return found - 6 * c.num_layers * c.d_model * less
 
 
 class Process:
   """A contender that runs, and how long it took to its first loss."""
 
-  def __init__(self, name: str, size: str):
+  def __init__(self, name: str, size: str, cache: pathlib.Path):
     folder = pathlib.Path(_PEER_DIR.value) / CONTENDERS[name][1]
     path = [str(ROOT), *([str(folder)] if CONTENDERS[name][1] else [])]
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(path)}
-    cache = ROOT / '.cache' / 'jax' / 'peers'
-    environment['JAX_COMPILATION_CACHE_DIR'] = str(cache)
+    environment['JAX_COMPILATION_CACHE_DIR'] = str(cache / 'jax')
+    environment['TORCHINDUCTOR_CACHE_DIR'] = str(cache / 'torch')
     environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
     if 'huge' in name:
       environment['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
@@ -190,7 +197,7 @@ class Process:
       [sys.executable, '-m', 'benchmarks.peers', f'--contender={name}',
        f'--sizes={size}', f'--seconds={_SECONDS.value}'],
       env=environment, text=True, stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+      stdout=subprocess.PIPE, stderr=(cache / 'stderr').open('w'),
     )  # fmt: skip
     self.ready = self._line().startswith('ready')
     self.first = time.perf_counter() - begin
@@ -215,10 +222,18 @@ def compare(size: str, names: list[str], turns: int) -> table.Table:
   from configs import base
 
   config = base.get_config(f'size={size}')
-  running = {name: Process(name, size) for name in names}
-  for name in [n for n, p in running.items() if not p.ready]:
-    print(f'{size}: {name} did not start; left out')
-    running.pop(name).stop()
+  running, cold = {}, {}
+  for name in names:
+    with tempfile.TemporaryDirectory() as folder:
+      cache = pathlib.Path(folder)
+      first = Process(name, size, cache)
+      first.stop()
+      if first.ready:
+        cold[name] = first.first
+        running[name] = Process(name, size, cache)
+        continue
+      why = (cache / 'stderr').read_text().strip().rpartition('\n')[2]
+      print(f'{size}: {name} did not start and is left out: {why}')
   rates = {name: [] for name in running}
   for _ in range(turns):
     for name, process in running.items():
@@ -226,19 +241,23 @@ def compare(size: str, names: list[str], turns: int) -> table.Table:
   for process in running.values():
     process.stop()
   out = table.Table(
-    size, 'tokens/s', 'min .. max', 'lmopt / it', 'GFLOP/s', 'first, s'
+    size,
+    'tokens/s',
+    'lmopt / it',
+    'min .. max',
+    'GFLOP/s',
+    'first loss, s: cold, warm',
   )
   for name, values in rates.items():
     ratios = [a / b for a, b in zip(rates['lmopt'], values, strict=True)]
-    flops = flops_per_token(config, 3 if 'lmopt' in name else 2)
     middle = statistics.median(values)
     out.add_row(
       name,
       f'{middle:,.0f}',
-      f'{min(values):,.0f} .. {max(values):,.0f}',
       f'{statistics.median(ratios):.2f}',
-      f'{middle * flops / 1e9:,.0f}',
-      f'{running[name].first:.1f}',
+      f'{min(ratios):.2f} .. {max(ratios):.2f}',
+      f'{middle * flops_per_token(config, name) / 1e9:,.0f}',
+      f'{cold[name]:.1f}, {running[name].first:.1f}',
     )
   return out
 
