@@ -6,7 +6,11 @@ r"""Time and memory of a merge, against reading and against other mergers.
 Eight checkpoints of a 124M float32 model are made in a temporary folder (8 GB),
 as Orbax items with our chunks and as safetensors. Every measurement is a new
 process: seconds inside it, without imports, and the growth of its peak memory.
-Cold: the files are dropped from the page cache before. Lower is better.
+All are measured in turn; ratios are those of a turn, to one thread that reads
+the same bytes into one small buffer (a merge has two threads). The row with
+SHA-256 of what names the inputs (of safetensors: all bytes) and fsync is what
+launch.merge does. Cold: the files are dropped from the page cache before. Lower
+is better.
 """
 
 import json
@@ -33,8 +37,8 @@ _PARTS = flags.DEFINE_list(
   'parts', ['cold', 'warm', 'memory'], 'what to measure'
 )
 _COUNT = 8
-_KEPT = 'with SHA-256 of inputs, until on disk'
-_ROW = '{:<44}{:>9}{:>10}{:>12}'
+_KEPT = 'with SHA-256, until on disk'
+_ROW = '{:<44}{:>9}{:>10}{:>15}{:>11}'
 
 # One process: argv = what, max_bytes, output, inputs.
 _WORK = """
@@ -103,33 +107,38 @@ def main() -> None:
     orbax, tensors = _checkpoints(folder)
     size = sum(p.stat().st_size for p in _files(orbax))
     print(f'{_COUNT} checkpoints, {size / 2**30:.2f} GiB as Orbax items.')
-    print(_ROW.format('', 'seconds', 'x reading', 'peak, MiB'))
+    print(_ROW.format('', 'seconds', 'x reading', 'min .. max', 'peak, MiB'))
+    rows = _rows(orbax, tensors)
     for part in (x for x in _PARTS.value if x != 'memory'):
-      cold = part == 'cold'
       print(part)
-      base = _report('read the Orbax files', 'read', orbax, folder, cold)
-      _report(
-        'read and decode them, TensorStore', 'decode', orbax, folder, cold, base
-      )
-      _report('merge, Orbax', 'ours', orbax, folder, cold, base)
-      _report(f'  {_KEPT}', 'kept', orbax, folder, cold, base)
-      base = _report(
-        'read the safetensors files', 'read', tensors, folder, cold
-      )
-      _report('merge, safetensors', 'ours', tensors, folder, cold, base)
-      _report(f'  {_KEPT}', 'kept', tensors, folder, cold, base)
-      for what in ('numpy_loop', 'torch_loop'):
-        if _installed(what):
-          _report(f'load, add, save: {what}', what, tensors, folder, cold, base)
-        else:
-          print(f'  {what} is left out: its libraries are not installed')
-    if 'memory' not in _PARTS.value:
-      return
-    print(f'memory by the number of checkpoints, bound {_MAX_MIB.value} MiB')
-    for count in (2, 8, 32):
-      _report(
-        f'merge of {count}, Orbax', 'ours', _links(orbax, count, folder), folder
-      )
+      _report(rows, folder, part == 'cold')
+    if 'memory' in _PARTS.value:
+      print(f'memory by the number of checkpoints, bound {_MAX_MIB.value} MiB')
+      counts = {n: _links(orbax, n, folder) for n in (2, 8, 32)}
+      rows = [
+        (f'merge of {n}, Orbax', 'ours', x, i)
+        for i, (n, x) in enumerate(counts.items())
+      ]
+      _report(rows, folder, cold=False)
+
+
+def _rows(orbax, tensors):
+  """(title, what, inputs, row of the reading that it is compared with)."""
+  rows = [
+    ('read the Orbax files', 'read', orbax, 0),
+    ('read and decode them, TensorStore', 'decode', orbax, 0),
+    ('merge, Orbax', 'ours', orbax, 0),
+    (f'  {_KEPT}', 'kept', orbax, 0),
+    ('read the safetensors files', 'read', tensors, 4),
+    ('merge, safetensors', 'ours', tensors, 4),
+    (f'  {_KEPT}', 'kept', tensors, 4),
+  ]
+  for what in ('numpy_loop', 'torch_loop'):
+    if _installed(what):
+      rows.append((f'load, add, save: {what}', what, tensors, 4))
+    else:
+      print(f'  {what} is left out: its libraries are not installed')
+  return rows
 
 
 def _checkpoints(folder):
@@ -201,17 +210,23 @@ def _files(paths):
   return [p for folder in paths for p in folder.rglob('*') if p.is_file()]
 
 
-def _report(title, what, inputs, folder, cold=False, base=None):
-  """Measures, prints a row, and returns the seconds."""
-  runs = [_measure(what, inputs, folder, cold) for _ in range(_REPEAT.value)]
-  seconds = statistics.median(s for s, _ in runs)
-  peak = max(p for _, p in runs) / 2**20
-  ratio = f'{seconds / base:.2f}' if base else ''
-  print(
-    _ROW.format(f'  {title}', f'{seconds:.2f}', ratio, f'{peak:.0f}'),
-    flush=True,
-  )
-  return seconds
+def _report(rows, folder, cold):
+  """Measures all rows in turn and prints them."""
+  turns = [
+    [_measure(what, inputs, folder, cold) for _, what, inputs, _ in rows]
+    for _ in range(_REPEAT.value)
+  ]
+  for i, (title, _, _, base) in enumerate(rows):
+    seconds = statistics.median(turn[i][0] for turn in turns)
+    ratios = [turn[i][0] / turn[base][0] for turn in turns]
+    found = ('', '')
+    if base != i:
+      found = (
+        f'{statistics.median(ratios):.2f}',
+        f'{min(ratios):.2f} .. {max(ratios):.2f}',
+      )
+    peak = max(turn[i][1] for turn in turns) / 2**20
+    print(_ROW.format(f'  {title}', f'{seconds:.2f}', *found, f'{peak:.0f}'))
 
 
 def _measure(what, inputs, folder, cold):
