@@ -3,10 +3,11 @@ r"""What a checkpoint costs: the step's stall, bandwidth, and size on disk.
   python -m benchmarks.checkpoints [--size=small] [--turns=5]
 
 Turns alternate. `stall` is how long `save` keeps the loop (fingerprints, copy;
-Orbax writes in the background), as a share of the steps between two saves of
-the run (checkpoint.every_steps). Writing is timed until all is on disk, against
-a plain write and fsync of the same bytes; restoring (with verification) against
-a plain read of the files. Files are dropped from the page cache before reading.
+Orbax writes in the background); `cost` is what a save adds to the --beside
+steps after it, which share their cores with the writing, until all is on disk.
+Writing alone is timed against a plain write and fsync of the same bytes;
+restoring (with verification) against a plain read of the files into one small
+buffer, both without the page cache. Medians and ranges of the turns.
 """
 
 import os
@@ -28,7 +29,7 @@ from lm import checkpoint, loop, step
 _SIZE = flags.DEFINE_string('size', 'small', 'of configs/sizes.py')
 _TURNS = flags.DEFINE_integer('turns', 5, 'of each measurement')
 _BATCH = flags.DEFINE_integer('batch_size', 0, '0: that of the size')
-_EVERY = flags.DEFINE_integer('every_steps', 100, 'between two saves of a run')
+_BESIDE = flags.DEFINE_integer('beside', 4, 'steps beside the writing')
 
 
 def timed(function):
@@ -45,8 +46,12 @@ def drop(files: list[pathlib.Path]) -> None:
       os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def read(files: list[pathlib.Path]) -> int:
-  return sum(len(path.read_bytes()) for path in files)
+def read(files: list[pathlib.Path]) -> None:
+  buffer = memoryview(bytearray(1 << 20))
+  for path in files:
+    with path.open('rb', buffering=0) as f:
+      while f.readinto(buffer):
+        pass
 
 
 def write(path: pathlib.Path, leaves: list[np.ndarray]) -> None:
@@ -59,30 +64,52 @@ def write(path: pathlib.Path, leaves: list[np.ndarray]) -> None:
 
 def turn(folder, n, built, state, take):
   """One measurement of everything; returns the state and the seconds."""
-  run = folder / f'run{n}'
-  checkpoints = checkpoint.Checkpoints(run)
   seconds = {}
-  seconds['step'], state = timed(lambda: jax.block_until_ready(take(state)))
-  begin = time.perf_counter()
-  checkpoints.save(state, n, {'step': n, 'mean_start': n})
-  seconds['stall'] = time.perf_counter() - begin
+
+  def steps():
+    nonlocal state
+    for _ in range(_BESIDE.value):
+      state = jax.block_until_ready(take(state))
+
+  def save(name):
+    checkpoints = checkpoint.Checkpoints(folder / f'{name}{n}')
+    begin = time.perf_counter()
+    checkpoints.save(state, n, {'step': n, 'mean_start': n})
+    return checkpoints, time.perf_counter() - begin
+
+  def beside():
+    checkpoints, _ = save('beside')
+    steps()
+    checkpoints.wait()
+    checkpoints.close()
+
+  both = [('steps', steps), ('with save', beside)]
+  for name, what in both if n % 2 else reversed(both):
+    seconds[name], _ = timed(what)
+  seconds['step'] = seconds['steps'] / _BESIDE.value
+  seconds['cost'] = seconds['with save'] - seconds['steps']
+  shutil.rmtree(folder / f'beside{n}')
   kept = jax.device_get(state)
+  begin = time.perf_counter()
+  checkpoints, seconds['stall'] = save('run')
   checkpoints.wait()
   seconds['save'] = time.perf_counter() - begin
   checkpoints.close()
+  run = folder / f'run{n}'
   files = [p for p in run.rglob('*') if p.is_file()]
-  drop(files)
-  seconds['plain read'], size = timed(lambda: read(files))
-  drop(files)
-  seconds['restore'], again = timed(
-    lambda: jax.block_until_ready(checkpoint.restore(run, n, built.abstract))
-  )
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), kept)
+  restore = lambda: checkpoint.restore(run, n, built.abstract)
+  both = [('plain read', lambda: read(files)), ('restore', restore)]
+  for name, what in both if n % 2 else reversed(both):
+    drop(files)
+    seconds[name], again = timed(lambda: jax.block_until_ready(what()))  # noqa: B023
+    if again:
+      jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), kept)
   leaves = [np.ascontiguousarray(x) for x in jax.tree.leaves(kept)]
   leaves = [x for x in leaves if x.ndim]
   plain = folder / 'plain'
   seconds['plain write'], _ = timed(lambda: write(plain, leaves))
-  seconds['raw'], seconds['disk'] = sum(x.nbytes for x in leaves), size
+  seconds['raw'] = sum(x.nbytes for x in leaves)
+  seconds['disk'] = sum(p.stat().st_size for p in files)
   shutil.rmtree(run)
   return state, seconds
 
@@ -102,22 +129,22 @@ def main() -> None:
       state, seconds = turn(pathlib.Path(folder), n, built, state, take)
       turns.append(seconds)
   del turns[0]  # compiles the fingerprints
-  middle = lambda f: statistics.median(f(t) for t in turns)
   raw = turns[0]['raw']
-  every = _EVERY.value
   print(f'{_SIZE.value}: {raw / 1e6:,.0f} MB of arrays, {len(turns)} turns')
-  stall = middle(lambda t: t['stall'])
-  share = middle(lambda t: t['stall'] / t['step'])
-  print(
-    f'stall of a save: {stall:.2f} s, {share:.2f} of a step; '
-    f'{share / every:.2%} of the steps at one save in {every}'
-  )
+  print(f'a step: {_spread([t["step"] for t in turns])} s')
+  for what in ('stall', 'cost'):
+    share = _spread([t[what] / t['step'] for t in turns])
+    print(f'{what}: {_spread([t[what] for t in turns])} s, {share} of a step')
   for ours, plain in (('save', 'plain write'), ('restore', 'plain read')):
-    rate = middle(lambda t, k=ours: raw / t[k] / 1e6)
-    ratio = middle(lambda t, a=ours, b=plain: t[b] / t[a])
-    print(f'{ours}: {rate:,.0f} MB/s, {ratio:.2f} of a {plain}')
-  disk = middle(lambda t: t['disk'] / t['raw'])
+    rate = statistics.median(raw / t[ours] / 1e6 for t in turns)
+    ratio = _spread([t[plain] / t[ours] for t in turns])
+    print(f'{ours}: {rate:,.0f} MB/s, {ratio} of a {plain}')
+  disk = statistics.median(t['disk'] / raw for t in turns)
   print(f'size on disk: {disk:.2f} of the bytes of the arrays')
+
+
+def _spread(x: list[float]) -> str:
+  return f'{statistics.median(x):.2f} ({min(x):.2f} .. {max(x):.2f})'
 
 
 if __name__ == '__main__':
