@@ -3,17 +3,18 @@
   python -m benchmarks.optimizers --size=small     (14M parameters)
   python -m benchmarks.optimizers --size=124m --together=4      (24 GiB)
 
-One process, one table of ratios. All programs take turns `--repeats` times;
-reported are the median and, as the spread, the quartiles. Element-wise methods
-are compared with the time in which this machine moves the bytes that they
-cannot avoid (4 per parameter for each read of gradient, parameter and moments
-and each write of parameter and moments; one more read for a global norm), at
-the rate of x <- x + a y over arrays of the same shapes. Muon is compared with
-optax.contrib.muon on the same matrices and with the machine's matrix rate on
-its shapes: the products of Newton-Schulz alone, one matrix after the other or
-batched, whichever is faster. GFLOP/s count the products of the direct form,
-also for the Gram form, which needs fewer. Ratios are medians over the turns. On
-Linux, fresh memory costs less with GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
+One process. All programs of a group take `--repeats` turns, in another order
+each; ratios are those of a turn, with their quartiles. Element-wise methods are
+compared with the time in which this machine moves the bytes that they cannot
+avoid (4 per parameter for each read of gradient, parameter and moments and each
+write of parameter and moments; one more read for a global norm), at the rate of
+x <- x + a y, over arrays of the same shapes or one array, whichever is faster
+in that turn. Optax's AdamW is in every group: groups with other numbers for it
+cannot be compared. Muon is compared with optax.contrib.muon on the same
+matrices and with the full products of Newton-Schulz alone, one matrix after the
+other or batched, whichever is faster: both forms of ours leave products out.
+GFLOP/s count those full products. On Linux, fresh memory costs less with
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1.
 """
 
 import collections
@@ -46,6 +47,7 @@ _CLOCK = flags.DEFINE_enum(
 
 # name -> reads and writes of arrays of the parameters' size, without clipping
 _PASSES = {'adamw': 7, 'lion': 5, 'signum': 5}
+_CONTROL = 'optax adamw'
 
 
 def programs(axes):
@@ -58,7 +60,7 @@ def programs(axes):
       label = name if mode == 'decoupled' else f'{name} {mode}'
       found[label] = (tx, passes)
       found[f'clip + {label}'] = (_clipped(tx), passes + 1)
-  found['optax adamw'] = (optax.adamw, 7)
+  found[_CONTROL] = (optax.adamw, 7)
   found['optax lion'] = (optax.lion, 5)
   found['clip + optax adamw'] = (_optax_clipped(optax.adamw), 8)
   found['clip + optax lion'] = (_optax_clipped(optax.lion), 6)
@@ -167,39 +169,48 @@ def _triad(_):
 def measure(running, grads, repeats):
   """Returns name -> seconds of each turn; the programs take turns."""
   seconds = {name: [] for name in running}
+  order = np.random.default_rng(0)
   for i in range(repeats + 2):  # two turns to compile and to warm up
-    for name, program in running.items():
-      elapsed = program(grads)
+    for name in order.permutation(list(running)).tolist():
+      elapsed = running[name](grads)
       if i >= 2:
         seconds[name].append(elapsed)
   return seconds
 
 
 def _row(name, seconds, *more):
-  cuts = statistics.quantiles(seconds, n=4)
-  low, median, high = (f'{1e3 * x:.1f}' for x in cuts)
-  return f'| {name} | {median} | {low} - {high} | {" | ".join(more)} |'
+  median = f'{1e3 * statistics.median(seconds):.1f}'
+  return f'| {name} | {median} | {" | ".join(more)} |'
 
 
 def _ratio(a, b):
-  return statistics.median(x / y for x, y in zip(a, b, strict=True))
+  """Median and quartiles of the ratios within a turn."""
+  ratios = [x / y for x, y in zip(a, b, strict=True)]
+  low, median, high = statistics.quantiles(ratios, n=4)
+  return f'{median:.2f} ({low:.2f} - {high:.2f})'
 
 
 def elementwise(rows, params, grads):
   """Prints a row for each of name -> (transformation, passes)."""
-  print('| step | ms | quartiles | times its memory limit |')
-  print('| --- | --- | --- | --- |')
-  for i in range(0, len(rows), _TOGETHER.value):
-    names = list(rows)[i : i + _TOGETHER.value]
-    makes = {'triad': _triad, **{k: rows[k][0] for k in names}}
+  print('| step | ms | times its memory limit (quartiles) |')
+  print('| --- | --- | --- |')
+  mine = [name for name in rows if name != _CONTROL]
+  one = [jnp.ones(sum(x.size for x in jax.tree.leaves(params)))]
+  for i in range(0, len(mine), _TOGETHER.value):
+    found = {k: rows[k] for k in mine[i : i + _TOGETHER.value]}
+    found[_CONTROL] = (optax.adamw, 7)
+    makes = {'triad': _triad, **{k: make for k, (make, _) in found.items()}}
     running = {k: Program(make, params) for k, make in makes.items()}
+    whole = Program(_triad, one)
+    running['triad, one array'] = lambda _, whole=whole: whole(one)
     seconds = measure(running, grads, _REPEATS.value)
-    triad = statistics.median(seconds['triad'])
-    print(_row('triad', seconds['triad'], '1.00'))
-    for name in names:
-      limit = triad * rows[name][1] / 3
-      ratio = statistics.median(seconds[name]) / limit
-      print(_row(name, seconds[name], f'{ratio:.2f}'), flush=True)
+    triads = {k: x for k, x in seconds.items() if 'triad' in k}
+    best = [min(turn) for turn in zip(*triads.values(), strict=True)]
+    for name, x in triads.items():
+      print(_row(name, x, _ratio(x, best)))
+    for name, (_, passes) in found.items():
+      limit = [x * passes / 3 for x in best]
+      print(_row(name, seconds[name], _ratio(seconds[name], limit)), flush=True)
 
 
 def on_matrices(makes, matrices):
@@ -215,14 +226,14 @@ def on_matrices(makes, matrices):
   best = min((seconds[name] for name in alone), key=statistics.median)
   shapes = [x.shape for x in stacks]
   flops = sum(5 * b * (4 * m * m * n + 2 * m**3) for b, m, n in shapes)
-  print('\n| step on the matrices | ms | quartiles | GFLOP/s', end=' ')
-  print("| of the machine's | optax muon, times it |")
-  print('| --- | --- | --- | --- | --- | --- |')
+  print('\n| step on the matrices | ms | GFLOP/s', end=' ')
+  print('| full products / it | optax muon / it |')
+  print('| --- | --- | --- | --- | --- |')
   for name, s in seconds.items():
     rate = f'{flops / statistics.median(s) / 1e9:.1f}'
     theirs = seconds.get('optax muon') if name in makes else None
-    ratio = f'{_ratio(theirs, s):.2f}' if theirs else ''
-    print(_row(name, s, rate, f'{_ratio(best, s):.2f}', ratio))
+    ratio = _ratio(theirs, s) if theirs else ''
+    print(_row(name, s, rate, _ratio(best, s), ratio))
 
 
 @results.entry('optimizer steps')
