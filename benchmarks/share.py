@@ -5,11 +5,11 @@ r"""Each optimizer's update beside the gradient: what share of a step it takes.
 
 `update` clips, runs the optimizer at its default config and adds the result, as
 lm/step.py does; the mean of --updates in a row, as some methods do more in some
-steps. `gradient` is the rest of the training step. They take turns, optimizer
-by optimizer, so that one state is in memory; medians and quartiles. A share is
-update / (update + gradient): at the measured tokens, and at 0.5M tokens, where
-the gradient takes longer in proportion and the update does not. Computed in
-float32 on a CPU.
+steps. `gradient` is the loss and its gradient; a run also logs norms and keeps
+a mean. They take turns, optimizer by optimizer, so that one state is in memory;
+medians and ranges. A share is update / (update + gradient): at the measured
+tokens and, computed from that, at 0.5M, where the gradient takes longer in
+proportion and the update does not. In float32 on a CPU.
 """
 
 import functools
@@ -105,7 +105,7 @@ def main() -> None:
   print(f'{_SIZE.value}, {count:,} tokens, {_TURNS.value} turns\n')
   print(
     f'| optimizer | update, ms | gradient, ms | share at {count:,} tokens '
-    '| at 0.5M |\n| --- | --- | --- | --- | --- |'
+    '| computed: at 0.5M |\n| --- | --- | --- | --- | --- |'
   )
   for name in _ONLY.value or spec.names('optimizers'):
     turns = turns_of(name, net, params, gradient)
@@ -119,8 +119,8 @@ def _share(turns, tokens):
 
 
 def _spread(values):
-  low, middle, high = (1e3 * x for x in statistics.quantiles(values, n=4))
-  return f'{middle:.1f} ({low:.1f} - {high:.1f})'
+  middle, low, high = (f(values) for f in (statistics.median, min, max))
+  return f'{1e3 * middle:.1f} ({1e3 * low:.1f} .. {1e3 * high:.1f})'
 
 
 if __name__ == '__main__':

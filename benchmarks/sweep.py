@@ -3,12 +3,15 @@ r"""Many settings in one program, in turn and vmapped, against one process each.
   python -m benchmarks.sweep [--settings=16] [--num_steps=50] [--size=nano]
 
 The settings are learning rates. `train_step` takes its floats as arguments, so
-one compilation serves them all: `in turn` runs one after the other, `vmapped`
-all at once, on the same batches. `processes` are launch.train's, as many at a
-time as there are cores, with logs and one checkpoint each, and a warm
-compilation cache. Seconds from the first import to the last loss.
+one compilation serves them all. `processes` are launch.train's, as many at a
+time as there are cores; `in turn` is launch.sweep, with the same logs,
+checkpoints and evaluations; `vmapped` runs all at once, on the same batches,
+and writes nothing. Seconds from the first import to the end, with a warm
+compilation cache: mostly starts of processes if runs are short, so the ratio
+approaches that of their steps as runs get longer.
 """
 
+import json
 import os
 import pathlib
 import subprocess
@@ -35,7 +38,7 @@ def rates() -> np.ndarray:
   return np.geomspace(3e-4, 3e-3, _SETTINGS.value)
 
 
-def in_one_program(vmapped: bool) -> np.ndarray:
+def vmapped() -> np.ndarray:
   """Trains all settings; returns their last losses."""
   import jax
 
@@ -47,15 +50,6 @@ def in_one_program(vmapped: bool) -> np.ndarray:
   built = loop.build(config)
   batches = [built.data.train.batch(n) for n in range(_STEPS.value)]
   traced = step.floats(config)
-  if not vmapped:
-    losses = []
-    for rate in rates():
-      state = built.init()
-      for tokens in batches:
-        floats = {**traced, 'learning_rate': rate}
-        state, metrics = built.train_step(state, tokens, floats)
-      losses.append(metrics['train/loss'])
-    return np.asarray(jax.device_get(losses))
   one = step.build_train(config, built.model)
   floats = {**traced, 'learning_rate': rates().astype(np.float32)}
   which = {**jax.tree.map(lambda _: None, traced), 'learning_rate': 0}
@@ -74,11 +68,8 @@ def in_processes(folder: str) -> None:
     while waiting and len(running) < os.cpu_count():
       i, rate = waiting.pop()
       command = [
-        '-m', 'launch.train', f'--config=configs/base.py:size={_SIZE.value}',
-        f'--workdir={folder}/{i}', f'--config.num_steps={_STEPS.value}',
-        f'--config.learning_rate={rate}', '--config.eval.every_steps=0',
-        '--config.eval.num_sequences=32',
-        f'--config.checkpoint.every_steps={_STEPS.value}',
+        'launch.train', f'--config=configs/base.py:size={_SIZE.value}',
+        f'--workdir={folder}/{i}', f'--config.learning_rate={rate}', *_fields(),
       ]  # fmt: skip
       running.append(_start(command))
     while all(process.poll() is None for process in running):
@@ -88,9 +79,38 @@ def in_processes(folder: str) -> None:
     running = [p for p in running if p.returncode is None]
 
 
+def in_turn(folder: str) -> np.ndarray:
+  """Trains all settings with launch.sweep; returns their last losses."""
+  config = pathlib.Path(folder, 'settings.py')
+  settings = {
+    str(i): {'learning_rate': float(r)} for i, r in enumerate(rates())
+  }
+  config.write_text(
+    'from configs import base\n'
+    f'get_config = lambda: base.get_config("size={_SIZE.value}")\n'
+    f'sweep = lambda: {settings}\n'
+  )
+  workdir = pathlib.Path(folder, 'runs')
+  command = ['launch.sweep', f'--config={config}', f'--workdir={workdir}']
+  if _start([*command, *_fields()]).wait():
+    raise RuntimeError('launch.sweep failed')
+  logs = [workdir / str(i) / 'metrics.jsonl' for i in range(_SETTINGS.value)]
+  last = [json.loads(x.read_text().splitlines()[-2]) for x in logs]
+  return np.array([x['train/loss'] for x in last])
+
+
+def _fields():
+  return [
+    f'--config.num_steps={_STEPS.value}',
+    '--config.eval.every_steps=0',
+    '--config.eval.num_sequences=32',
+    f'--config.checkpoint.every_steps={_STEPS.value}',
+  ]
+
+
 def _start(command):
   return subprocess.Popen(
-    [sys.executable, *command],
+    [sys.executable, '-m', *command],
     cwd=_ROOT,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
@@ -99,26 +119,24 @@ def _start(command):
 
 def _seconds(form: str) -> float:
   begin = time.perf_counter()
-  if form == 'processes':
-    with tempfile.TemporaryDirectory() as folder:
-      in_processes(folder)
-  else:
+  if form == 'vmapped':
     knobs = [f'--{k}={flags.FLAGS[k].value}'
              for k in ('size', 'settings', 'num_steps')]  # fmt: skip
-    done = _start(['-m', 'benchmarks.sweep', f'--form={form}', *knobs])
-    if done.wait():
+    if _start(['benchmarks.sweep', f'--form={form}', *knobs]).wait():
       raise RuntimeError(f'{form} failed')
+  else:
+    with tempfile.TemporaryDirectory() as folder:
+      {'processes': in_processes, 'in turn': in_turn}[form](folder)
   return time.perf_counter() - begin
 
 
 @results.entry('many settings in one program')
 def main() -> None:
   if _FORM.value:
-    print(in_one_program(_FORM.value == 'vmapped'))
+    print(vmapped())
     return
-  np.testing.assert_allclose(
-    in_one_program(False), in_one_program(True), rtol=1e-3
-  )
+  with tempfile.TemporaryDirectory() as folder:
+    np.testing.assert_allclose(in_turn(folder), vmapped(), rtol=1e-3)
   forms = ('processes', 'in turn', 'vmapped')
   turns = [{f: _seconds(f) for f in forms} for _ in range(_TURNS.value + 1)]
   del turns[0]  # fills the compilation cache
