@@ -52,7 +52,8 @@ def measure(
   def leaf(a, x, dx, plain):
     part = plain - dx
     squares = [jnp.sum(y.astype(jnp.float32) ** 2) for y in (x, dx, part)]
-    row = jnp.stack([*squares, jnp.sum(part != 0.0), x.size])
+    noise = 2 * jnp.finfo(dx.dtype).eps * jnp.abs(plain)  # of fused products
+    row = jnp.stack([*squares, jnp.sum(jnp.abs(part) > noise), x.size])
     sums.setdefault(a.role, []).append(row)
 
   jax.tree.map(leaf, axes, params, dx, plain)

@@ -23,8 +23,8 @@ def cautious_adamw(
     u = that of adamw.py, 0 where u g <= 0, enlarged by the share that is left
 
   normalization: see parts/cautious_update.py. State: count, mu, nu.
-  Differs from the paper: the decay is as in adamw.py; decay='cautious' masks
-  it as well.
+  Differs from the paper: normalization='mean' is the authors' code, 'sum' is
+  algorithm 1; the decay is as in adamw.py; decay='cautious' masks it as well.
   """
   return descend(
     cautious(optax.scale_by_adam(b1, b2, eps), axes, normalization),

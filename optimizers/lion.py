@@ -32,7 +32,8 @@ def lion(
   algebra: only then does XLA update mu in place, without a copy.
   Learning rates are 3 to 10 times smaller than AdamW's and weight decay as
   much larger. State: mu.
-  Differs from the paper: the algebra above; other modes of decay.
+  Differs from the paper: the algebra above, so that where c rounds to 0 its
+  sign can differ; other modes of decay. Optax's weight_decay is 0.001.
   """
 
   if isinstance(b2, int | float) and b2 <= 0:

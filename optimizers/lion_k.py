@@ -30,7 +30,8 @@ def lion_k(
   units of the RMS of c if relative ('topk': a fraction of the entries; 'lp':
   the p). The minimum that parts/kernels.py states needs 0 < b1 <= b2 < 1.
   State: mu.
-  Differs from the paper: the relative epsilon.
+  Differs from the paper: the relative epsilon; the authors choose a decay for
+  each task. Where c rounds to 0 its sign can differ from optax.lion's.
   """
   choices.check('kernel', kernel, kernels.KERNELS)
   if isinstance(b1, float) and isinstance(b2, float) and b1 > b2:

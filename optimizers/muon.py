@@ -45,7 +45,8 @@ def muon(
   bias_correction weighs B and G as optax.contrib.muon does: other directions
   in the first steps. ns_form='gram': fewer flops for wide matrices.
   State: count, momentum; count, mu, nu of AdamW.
-  Differs from the paper: decay; the products are float32 unless ns_dtype says.
+  Differs from the paper: decay; the products are float32 unless ns_dtype says;
+  what is added to norms is 1e-8, not 1e-7.
   """
   choices.check('heads', heads, ('joint', 'split'))
 

@@ -14,7 +14,10 @@ def signum(
   weight_decay: float = 0.1,
   decay: str = 'decoupled',
 ) -> optax.GradientTransformation:
-  """Signum (1802.04434, alg. 2) with decay: u = sign(ema of g by b1)."""
+  """Signum (1802.04434, algorithm 2): u = sign(ema of g by b1).
+
+  State: count, ema. Differs from the paper: it has a decay.
+  """
   return descend(
     optax.chain(optax.ema(b1, debias=False), optax.scale_by_sign()),
     learning_rate,

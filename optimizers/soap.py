@@ -52,6 +52,7 @@ def soap(
   The first gradient gives L and R and moves nothing, as in the authors' code:
   in its own basis all but its singular values is rounding, which a division by
   sqrt(nu) would make as large as they are.
+  Differs from the paper: that first step; AdamW for all but hidden matrices.
   """
   choices.at_least(1, refresh_every=refresh_every)
 

@@ -15,7 +15,7 @@ from tests import optimizer_problem as problem
 
 
 @functools.cache
-def _measured(name, mode, weight_decay=0.5, lr=0.25, stop=3):
+def _measured(name, mode, weight_decay=0.5, lr=0.3, stop=3):
   """Parameters, change and metrics of the last of some steps, in float64."""
   config = helpers.config(f'optimizer={name}')
   config.optimizer.decay = mode
@@ -54,7 +54,16 @@ def _matrices(tree):
   return [np.asarray(tree['blocks'][k]) for k in ('query', 'out')]
 
 
-@pytest.mark.parametrize('name', ['adamw', 'lion'])
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_without_decay_nothing_is_active(name):
+  """Products are fused in one update and not in the other: no decay."""
+  for mode in ('decoupled', 'cautious'):
+    _, _, _, found = _measured(name, mode, weight_decay=0.0)
+    active = [v for k, v in found.items() if 'decay/active' in k]
+    assert active == [0.0] * len(active) and active
+
+
+@pytest.mark.parametrize('name', ['adamw', 'lion', 'sgdw'])
 def test_the_mask_of_cautious_decay_is_where_the_update_shrinks(name):
   """-dx x = lr (u x + wd k x^2) is positive if and only if k = 1."""
   x, dx, _, found = _measured(name, 'cautious')
@@ -68,7 +77,7 @@ def test_the_mask_of_cautious_decay_is_where_the_update_shrinks(name):
     assert found[f'decay/active/{role}'] == pytest.approx(active)
     assert 0.2 < active < 0.8
     part = sum(
-      np.sum((0.25 * 0.5 * p * m) ** 2)
+      np.sum((0.3 * 0.5 * p * m) ** 2)
       for (p, _), m in zip(pairs, k, strict=True)
     )
     moved = sum(np.sum(d**2) for _, d in pairs)

@@ -67,11 +67,15 @@ def test_it_maps_the_singular_values_as_the_svd_says(name, n):
   x[1] *= 1e3  # each matrix has its own norm
   expected = _oracle(x, name)
   got = _run(x.astype(np.float32), name)
-  np.testing.assert_allclose(got, expected, atol=5e-6)
+  # Larger coefficients enlarge what was rounded.
+  large = name in ('keller', 'polar_express', 'polar_express8')
+  atol = 3e-6 if name.startswith('polar') else 1e-6
+  np.testing.assert_allclose(got, expected, atol=atol)
   half = _run(x.astype(np.float32), name, 'bfloat16')
   assert half.dtype == np.float32
   error = np.linalg.norm(half - expected) / np.linalg.norm(expected)
-  assert 5e-4 < error < 6e-2, 'above: wrong; below: not bfloat16'
+  most = 5e-2 if large else 2.1e-2
+  assert 5e-4 < error < most, 'above: wrong; below: not bfloat16'
   with jax.enable_x64(True):
     np.testing.assert_allclose(_run(x, name), expected, atol=1e-12)
 

@@ -63,14 +63,14 @@ def test_golden_values_and_gradients(name):
       np.testing.assert_allclose(got, GRADIENTS[name], atol=1e-6)
 
 
-@h.settings(max_examples=15, deadline=None, derandomize=True)
+@each
+@h.settings(max_examples=5, deadline=None, derandomize=True)
 @h.given(
   x=hnp.arrays(np.float64, (6,), elements=st.floats(-3, 3).map(
     lambda v: round(v, 3) + 0.0005)),
   y=hnp.arrays(np.float64, (6,), elements=st.floats(-1.5, 1.5)),
-  name=st.sampled_from(list(KERNELS)),
 )  # fmt: skip
-def test_fenchel_young(x, y, name):
+def test_fenchel_young(name, x, y):
   """K(x) + K*(y) >= <x, y>, equal for y = grad K(x), for distinct |x|."""
   h.assume(np.unique(np.abs(x)).size == 6)
   with jax.enable_x64(True):
