@@ -15,6 +15,8 @@ from optimizers.adamw import adamw
 from optimizers.parts import roles
 from optimizers.parts.nap import nap
 from optimizers.parts.spectral_penalty import spectral_penalty
+from optimizers.sgdw import sgdw
+from optimizers.signum import signum
 from tests import helpers
 from tests import optimizer_problem as problem
 
@@ -30,17 +32,49 @@ def test_golden_nap():
   np.testing.assert_allclose(got, want, atol=1e-8)
 
 
+def _invariant(w):
+  """Of the direction of w only (1706.05350)."""
+  return jnp.sum((w / jnp.linalg.norm(w) - jnp.array([0.6, 0.8, 0])) ** 2)
+
+
+def test_rates_of_what_does_not_depend_on_a_norm():
+  """The rate that counts is lr / |w|^2 of SGD, lr / |w| of signs; NaP fixes it.
+
+  Gradients are orthogonal to w, so a step of SGD enlarges it.
+  """
+  with jax.enable_x64(True):
+    w = jnp.array([1.0, -2.0, 2.0])
+    f, g = jax.value_and_grad(_invariant)(w)
+    assert f == pytest.approx(2.6666667, abs=1e-7)
+    np.testing.assert_allclose(g, [-0.474074, -0.385185, -0.148148], atol=1e-6)
+    assert abs(w @ g) < 1e-15
+    np.testing.assert_allclose(jax.grad(_invariant)(3 * w), g / 3, rtol=1e-12)
+
+    def after(make, rate, x):
+      tx = make(rate, weight_decay=0.0)
+      return x + tx.update(jax.grad(_invariant)(x), tx.init(x), x)[0]
+
+    step = after(sgdw, 0.1, w)
+    assert step @ step == pytest.approx(9.0039506, abs=1e-7)
+    for make, power in ((sgdw, 2), (signum, 1)):
+      large = after(make, 0.1 * 3**power, 3 * w)
+      np.testing.assert_allclose(large, 3 * after(make, 0.1, w), rtol=1e-12)
+    projected = lambda rate, **knobs: nap(sgdw(rate, **knobs), None)
+    matrix = lambda rate, x: after(projected, rate, x[None])[0]
+    assert jnp.linalg.norm(matrix(0.1, w)) == pytest.approx(3, abs=1e-7)
+
+
 def test_nap_keeps_the_norm_of_each_layer_and_leaves_the_rest():
   axes, params = problem.axes(), problem.params()
   params['blocks']['out'] = params['blocks']['out'].at[1].set(0)
   grads = [jax.tree.map(lambda x, i=i: jnp.cos(9 * x + i), params)
-           for i in range(20)]  # fmt: skip
+           for i in range(100)]  # fmt: skip
   plain = problem.run(adamw(0.05, axes), params, grads)
   kept = problem.run(nap(adamw(0.05, axes), axes), params, grads)
   norm = lambda x: np.sqrt((np.asarray(x, np.float64) ** 2).sum((-3, -2, -1)))
   for name in ('query', 'out'):
     old, new = params['blocks'][name], kept['blocks'][name]
-    want = np.broadcast_to(norm(old), (20, 2))
+    want = np.broadcast_to(norm(old), (100, 2))
     moves = want > 0  # a matrix that begins with 0 is free
     np.testing.assert_allclose(norm(new)[moves], want[moves], rtol=1e-6)
     assert (norm(new)[-1] > 0.01).all()
