@@ -9,12 +9,14 @@ import tracemalloc
 import grain
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
 
 from configs import debug
-from lm import data, tokens
+from lm import data, evaluate, loop, sources, tokens
 from lm.errors import UserError
+from tests import helpers
 
 
 def config_of(source, train='', evaluation='', **more):
@@ -248,3 +250,32 @@ def test_import_does_not_pay_for_grain():
     [sys.executable, '-c', code], cwd=root, capture_output=True, text=True
   )
   assert run.stdout == 'False\n', run.stderr
+
+
+def test_bits_per_byte_of_longer_tokens():
+  """A nat per token of 4 bytes is 1 / (4 ln 2) bits per byte."""
+  config = helpers.config()
+  built = loop.build(config)
+  found = built.data._replace(bytes_per_token=4.0)
+  with jax.set_mesh(built.mesh):
+    params = built.init().params
+    got = evaluate.build(config, built.model, found, built.mesh)(params)
+  want = float(got['eval/loss']) / (4 * np.log(2))
+  assert float(got['eval/bits_per_byte']) == pytest.approx(want, rel=1e-6)
+
+
+def test_the_second_validation_set_is_spread_over_all_of_it():
+  config = helpers.config()
+  first = data.build(config).eval_tokens_ES
+  second = data.second_validation(config)
+  assert second.shape == first.shape
+  rows = lambda x: {row.tobytes() for row in x}
+  assert not rows(first) & rows(second)
+  windows = data.Windows(
+    sources.load(config).evaluation, config.seq_len, config.model.vocab_size
+  )
+  place = {
+    w.tobytes(): i for i, w in enumerate(windows.read(range(len(windows))))
+  }
+  places = sorted(place[row.tobytes()] for row in second)
+  assert places[0] < len(windows) / 8 and places[-1] > len(windows) * 3 / 4

@@ -298,3 +298,10 @@ def test_every_decay_is_feasible(steps, shape, floor, grid):
   assert abs(c.sum() - 1) < 1e-12 and (c >= 0).all()
   w = coefficients.forward(c)
   assert (w <= 1 + 1e-12).all() and (w >= floor - 1e-12).all()
+
+
+def test_effective_counts():
+  """1 / sum c^2, also of coefficients of both signs."""
+  count = coefficients.effective_count
+  assert count([0.25] * 4) == pytest.approx(4)
+  assert count([-1.0, 2.0]) == pytest.approx(1 / 5)

@@ -211,3 +211,37 @@ def test_scion_by_role():
     want[k] = y
   for k, value in want.items():
     np.testing.assert_allclose(got[k], value, atol=1e-9, err_msg=k)
+
+
+def test_the_share_of_a_cautious_update_has_a_floor_and_is_a_layers():
+  """2411.16085's code divides by at least 1e-3; each layer by its own share."""
+  g = np.where(np.arange(2000) == 0, 1.0, -1e-9)[None]
+  first = np.ones((1, 2000))  # mu stays positive: one of 2,000 agrees
+  tx = cautious_update.cautious(optax.trace(1.0), None, 'mean')
+  last = problem.run(tx, np.zeros((1, 2000)), [first, g])
+  assert (last[1] - last[0])[0, 0] == pytest.approx(2 / 1e-3)
+  axes, x = problem.axes(), problem.params()
+  grads = [problem.params(seed=i) for i in range(1, 5)]
+  whole = problem.run(cautious_adamw(0.1, axes), x, grads)
+  layer = lambda tree: {'norm': tree['blocks']['norm'][1]}
+  one = {'norm': problem.axes(False)['block_1']['norm']}
+  tx = cautious_adamw(0.1, one)
+  alone = problem.run(tx, layer(x), list(map(layer, grads)))
+  np.testing.assert_allclose(
+    whole['blocks']['norm'][:, 1], alone['norm'], rtol=1e-12
+  )
+
+
+def test_schedule_free_weighs_by_the_largest_rate_so_far():
+  """A rate that falls from 0.2 to 0.1: both iterates weigh the same."""
+  with jax.enable_x64(True):
+    x = jnp.array([1.0])
+    z, state = x, None
+    for rate in (0.2, 0.1):
+      tx = schedule_free_adamw(rate, weight_decay=0.0)
+      state = tx.init(x) if state is None else state
+      u, state = tx.update(jnp.array([1.0]), state, x)
+      x = x + u
+    z = np.array([0.8, 0.7])  # Adam without momentum: steps of the rate
+    got = schedule_free.eval_params(state, x, 0.9)
+    np.testing.assert_allclose(got, z.mean(), atol=1e-6)

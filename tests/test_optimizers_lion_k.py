@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from optimizers.lion import lion
 from optimizers.lion_k import lion_k
 from optimizers.parts import kernels, roles
 from tests import optimizer_problem as problem
@@ -184,6 +185,8 @@ def test_a_momentum_too_short_for_the_theory_is_refused():
   )
   with pytest.raises(ValueError, match=r'b2=0.0 must exceed 0'):
     lion_k(0.1, b1=0.0, b2=0.0)
+  with pytest.raises(ValueError, match=r'b2=0.0 must exceed 0'):
+    lion(0.1, b2=0.0)
 
 
 def test_groups_are_the_inputs_of_a_neuron():

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from optimizers.adamw import adamw
 from optimizers.muon import muon, scale_by_muon
 from optimizers.parts import newton_schulz, roles
 from tests import optimizer_problem as problem
@@ -174,3 +175,15 @@ def test_nan_gradients_alone_need_apply_if_finite():
   np.testing.assert_array_equal(u, 0)
   u, _ = safe.update(x, state, x)
   assert jnp.isfinite(u).all() and (u != 0).any()
+
+
+def test_the_rest_is_adamw_with_its_own_knobs():
+  x, grads = problem.params(), [problem.params(seed=i) for i in range(1, 5)]
+  knobs = {'b1': 0.7, 'b2': 0.8, 'eps': 1e-3, 'weight_decay': 0.5}
+  ours = muon(0.1, problem.axes(), adam_lr_ratio=0.3, **knobs)
+  theirs = adamw(0.03, problem.axes(), **knobs)
+  got, want = (problem.run(tx, x, grads) for tx in (ours, theirs))
+  for name in ('table', 'head'):
+    np.testing.assert_allclose(got[name], want[name], rtol=1e-12)
+  norm = [tree['blocks']['norm'] for tree in (got, want)]
+  np.testing.assert_allclose(*norm, rtol=1e-12)

@@ -154,3 +154,17 @@ def test_each_layer_of_a_stack_is_on_its_own():
     for i in (0, 1):
       one = problem.run(tx, np.ones((4, 3)), grads[:, i])
       np.testing.assert_allclose(both[:, i], one, atol=1e-9)
+
+
+def test_what_dion_keeps_of_the_momentum():
+  """B - (1 - mu) R P^T at mu = 0.9, and a direction that nothing moved."""
+  with jax.enable_x64(True):
+    tx = dion(1.0, TORCH, rank=2, momentum=0.9, decay='none')
+    x, g = jnp.zeros((2, 3)), jnp.array([[1.0, 0, 0], [0, 0, 0]])
+    state = tx.init(x)
+    q = jnp.eye(3)[None, :, :2]  # of inputs; the second sees no gradient
+    state = state._replace(matrices=state.matrices._replace(basis=q))
+    _, state = tx.update(g, state, x)
+    kept = state.matrices.momentum
+    np.testing.assert_allclose(kept, 0.9 * np.asarray(g), atol=1e-12)
+    np.testing.assert_allclose(abs(state.matrices.basis), q, atol=1e-12)

@@ -10,16 +10,18 @@ from tests import optimizer_problem as problem
 SHAPE = (4, 3)
 
 
-def _numpy_soap(x, grads, lr, every, b=0.95, eps=1e-8):
+def _numpy_soap(x, grads, lr, every, b=0.95, nu_b=0.95, gram_b=0.95, eps=1e-8):
   m, v, L, R = 0, 0, 0, 0
   for t, g in enumerate(grads):
     if t == 0:
       p, q = (np.linalg.eigh(a)[1][:, ::-1] for a in (g @ g.T, g.T @ g))
     else:
-      m, v = b * m + (1 - b) * g, b * v + (1 - b) * (p.T @ g @ q) ** 2
-      n = p.T @ m @ q / (1 - b**t) / (np.sqrt(v / (1 - b**t)) + eps)
+      m = b * m + (1 - b) * g
+      v = nu_b * v + (1 - nu_b) * (p.T @ g @ q) ** 2
+      n = p.T @ m @ q / (1 - b**t) / (np.sqrt(v / (1 - nu_b**t)) + eps)
       x = x - lr * p @ n @ q.T
-    L, R = b * L + (1 - b) * g @ g.T, b * R + (1 - b) * g.T @ g
+    L = gram_b * L + (1 - gram_b) * g @ g.T
+    R = gram_b * R + (1 - gram_b) * g.T @ g
     if t and t % every == 0:
       i, j = (np.argsort(-np.diag(a)) for a in (p.T @ L @ p, q.T @ R @ q))
       v, p, q = v[i][:, j], p[:, i], q[:, j]
@@ -65,3 +67,12 @@ def test_each_layer_of_a_stack_is_on_its_own():
   for i in (0, 1):
     one = problem.run(tx, np.ones(SHAPE), grads[:, i])
     np.testing.assert_allclose(both[:, i], one, atol=1e-9)
+
+
+def test_each_mean_has_its_own_rate():
+  x, grads = np.ones(SHAPE), problem.normal(SHAPE, 7)
+  tx = soap(
+    0.1, refresh_every=2, decay='none', momentum=0.8, nu_b2=0.9, shampoo_b2=0.7
+  )
+  want = _numpy_soap(x, grads, 0.1, 2, 0.8, 0.9, 0.7)
+  np.testing.assert_allclose(problem.run(tx, x, grads)[-1], want, atol=1e-9)

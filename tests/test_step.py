@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from lm import loop, model, norms, sharding, step
+from lm import loop, loss, model, norms, sharding, step
 from lm.errors import UserError
 from tests import helpers
 
@@ -169,3 +169,27 @@ def _losses(config, sharded=False):
 def test_a_schedule_that_is_none_is_one_sentence(schedule, sentence):
   with pytest.raises(UserError, match=sentence):
     step.values(schedule, 5, 'mine')
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [('z_loss', 0.3), ('linearity', 0.5), ('model__logit_softcap', 0.5)],
+)
+def test_options_of_the_loss_reach_the_gradient(field, value):
+  config = helpers.config(**{field: value}, model__dtype='float32')
+  built = loop.build(config)
+  state, tokens = built.init(), built.data.train.batch(0)
+  params = jax.device_get(state.params)
+  name = field.removeprefix('model__logit_')
+  of = lambda p, **option: loss.next_token(built.model, p, tokens, **option)
+  with jax.set_mesh(built.mesh):
+    want, plain = (
+      float(optax.tree.norm(jax.grad(lambda p, o=o: of(p, **o).loss)(params)))
+      for o in ({name: value}, {})
+    )
+    start = float(optax.tree.norm(params))
+    _, metrics = built.train_step(state, tokens, step.floats(config))
+  got = {k: float(v) for k, v in metrics.items()}
+  assert got['grad/l2'] == pytest.approx(want, rel=1e-4)
+  assert got['grad/l2'] != pytest.approx(plain, rel=1e-3)
+  assert got['param/l2'] == pytest.approx(start, rel=1e-6)
