@@ -133,3 +133,13 @@ def test_products_with_the_hessian():
   )
   assert np.linalg.norm(a) > 0
   assert np.linalg.norm(a - b) < 1e-4 * np.linalg.norm(a)
+
+
+def test_positions_keep_the_dtype_and_turn_in_float32():
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 5, 2, 8)))
+  half = x.astype(jnp.bfloat16)
+  rope = attention.rope_table(8, 1e4, 5)
+  got = attention.rotate(half, rope)
+  assert got.dtype == jnp.bfloat16
+  want = attention.rotate(half.astype(jnp.float32), rope)
+  np.testing.assert_array_equal(got, want.astype(jnp.bfloat16))

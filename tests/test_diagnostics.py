@@ -15,7 +15,7 @@ from tests import optimizer_problem as problem
 
 
 @functools.cache
-def _measured(name, mode, weight_decay=0.5, lr=0.3, stop=3):
+def _measured(name, mode, weight_decay=0.5, lr=0.3, stop=3, peak=0.3):
   """Parameters, change and metrics of the last of some steps, in float64."""
   config = helpers.config(f'optimizer={name}')
   config.optimizer.decay = mode
@@ -29,17 +29,19 @@ def _measured(name, mode, weight_decay=0.5, lr=0.3, stop=3):
     def one(x, state, g):
       def update(floats):
         tx = spec.build(
-          'optimizers', config.optimizer, lr, axes, lr, floats=floats
+          'optimizers', config.optimizer, lr, axes, peak, floats=floats
         )
         return tx.update(g, state, x)
 
       dx, new = update(floats)
       found = diagnostics.measure(
-        config, axes, x, state, lambda f: update(f)[0], (lr, lr), floats
+        config, axes, x, state, lambda f: update(f)[0], (lr, peak), floats
       )
       return dx, new, found
 
-    tx = spec.build('optimizers', config.optimizer, lr, axes, lr, floats=floats)
+    tx = spec.build(
+      'optimizers', config.optimizer, lr, axes, peak, floats=floats
+    )
     state = tx.init(x)
     for i in range(stop):
       if i:
@@ -114,6 +116,13 @@ def test_lion_is_measured_against_its_box():
   assert not [k for k in _measured('adamw', 'none')[3] if k[:4] == 'lion']
 
 
+def test_the_box_of_a_corrected_decay():
+  """wd lr / peak, so half as far at half the peak."""
+  x, _, _, found = _measured('lion', 'corrected', peak=0.6)
+  largest = 0.25 * max(abs(p).max() for p in _matrices(x))
+  assert found['lion/max/matrix'] == pytest.approx(largest)
+
+
 def test_the_gap_vanishes_at_the_minimum_and_skips_what_is_outside():
   """x = -grad K(mu) / wd; the second of two layers is ten times too large."""
   m = jnp.asarray(problem.normal((2, 3, 4), 1)[0], jnp.float32)
@@ -162,3 +171,19 @@ def test_a_run_with_and_without():
   }  # fmt: skip
   assert len(more) == 4 * 4 + 3 * 4
   assert all(np.isfinite(v) for v in logs[0].values())
+
+
+def test_a_run_measures_at_the_rate_of_the_step():
+  """In a warm-up the box of corrected decay is larger by peak / rate."""
+  c = helpers.config('optimizer=lion', diagnostics=True, model__num_layers=1)
+  c.optimizer.decay, c.schedule.warmup = 'corrected', 0.5
+  built = loop.build(c)
+  state = built.init()
+  axes = jax.tree.leaves(built.model.axes)
+  leaves = zip(jax.tree.leaves(state.params), axes, strict=True)
+  largest = max(float(abs(x).max()) for x, a in leaves if a.role == 'matrix')
+  _, found = built.train_step(state, built.data.train.batch(0), step.floats(c))
+  part = float(found['optim/lr']) / c.learning_rate
+  assert part < 0.2
+  want = c.optimizer.weight_decay * part * largest
+  assert float(found['lion/max/matrix']) == pytest.approx(want, rel=1e-5)

@@ -9,7 +9,7 @@ from lm import spec
 from lm.errors import UserError
 from merging.decay import decay
 from merging.ema import ema
-from merging.engine import coefficients
+from merging.engine import coefficients, sources
 from merging.engine import shapes as merge_shapes
 from merging.from_run import from_run, from_run_means
 from merging.interpolate import interpolate
@@ -305,3 +305,11 @@ def test_effective_counts():
   count = coefficients.effective_count
   assert count([0.25] * 4) == pytest.approx(4)
   assert count([-1.0, 2.0]) == pytest.approx(1 / 5)
+
+
+def test_the_least_distance_of_checkpoints_is_kept_between_neighbours():
+  steps = [10, 20, 30, 40, 50, 60]
+  found = sources.raw_steps(steps, end=60, window=60, every=20)
+  assert found == [20, 40, 60]
+  with pytest.raises(ValueError, match='holds one checkpoint'):
+    sources.raw_steps(steps, end=60, window=10)

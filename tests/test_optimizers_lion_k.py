@@ -306,3 +306,15 @@ def test_a_trained_network_reaches_its_bound_and_keeps_it(name):
     assert bound[0] > 3
     assert (bound < 1.001 + bound[0] * 0.99 ** np.arange(0, 1000, 50)).all()
   assert losses[-1] < losses[0]
+
+
+def test_a_relative_epsilon_is_in_units_of_what_is_rounded():
+  """huber: u = c / max(|c|, e) with e of the RMS of c, here not of mu."""
+  g = np.array([[3.0, -1, 0.5, 0.1]])
+  tx = lion_k(1.0, kernel='huber', epsilon=0.7, b1=0.5, b2=0.9, decay='none')
+  first, second = problem.run(tx, np.zeros((1, 4)), [g, -2 * g[:, ::-1]])
+  c = 0.5 * 0.1 * g - 0.5 * 2 * g[:, ::-1]
+  e = 0.7 * np.sqrt((c**2).mean())
+  np.testing.assert_allclose(
+    first - second, c / np.maximum(abs(c), e), rtol=1e-9
+  )

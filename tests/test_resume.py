@@ -273,3 +273,15 @@ def test_two_processes_do_not_train_in_one_directory(whole, monkeypatch):
   with pytest.raises(UserError, match='Another process is training'):
     loop.train(helpers.config(), whole)
   handle.close()
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+  built = loop.build(helpers.config())
+  with jax.set_mesh(built.mesh):
+    state = built.init()
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    bad = jax.tree.map(lambda x: x.at[...].set(np.nan), state.params)
+    assert not checkpoints.save(state.replace(params=bad), 1, {'step': 1})
+    assert checkpoints.save(state, 2, {'step': 2})
+    checkpoints.close()
+  assert address.steps(tmp_path) == [2]

@@ -236,3 +236,12 @@ def test_extend_goes_on_from_a_run_that_still_runs(tool, capsys):
   found = tools.commands(capsys.readouterr().out)
   assert len(found) == 3
   assert all('--config.branch=a@2400' in command for _, command in found)
+
+
+def test_a_run_is_stopped_by_a_short_memory():
+  """One loss of 40 among ones: a mean of 0.9 x 1 + 0.1 x 40 is over 4."""
+  watch = lr_range.Watch()
+  assert not any(watch.diverged(1.0) for _ in range(200))
+  assert watch.diverged(40.0)
+  calm = lr_range.Watch()
+  assert not any(calm.diverged(x) for x in [1.0] * 200 + [25.0])

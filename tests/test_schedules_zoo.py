@@ -149,3 +149,11 @@ def test_bad_knobs_are_answered_with_a_sentence(name, knobs, message):
   config = spec.spec('schedules', name, **knobs)
   with pytest.raises(UserError, match=message):
     spec.build('schedules', config, 100)
+
+
+def test_a_warm_up_takes_its_steps_from_the_first_decay():
+  """18 steps of warm-up leave 2 of a cycle of 20 for its decay of 10."""
+  multiplier = wsd_s(100, warmup=0.18, decay=0.5, cycle_end_steps=(20,))
+  got = multiplier(np.arange(21))
+  np.testing.assert_allclose(got[:18], np.arange(1, 19) / 18, rtol=1e-6)
+  np.testing.assert_allclose(got[18:], [1, 0.5, 1], rtol=1e-6)
