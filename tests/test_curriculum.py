@@ -52,7 +52,9 @@ def test_the_same_sequences_sorted_within_the_steps(build):
 
 def test_hosts_and_resumes_read_the_same_batch(build):
   whole = build(**SORTED).train.batch(6)
-  parts = [build(**SORTED).train.batch(6, [(r, r + 1)]) for r in (2, 0, 3, 1)]
+  parts = [
+    build(**SORTED).train.batch(6, slice(r, r + 1)) for r in (2, 0, 3, 1)
+  ]
   np.testing.assert_array_equal(np.concatenate(parts), whole[[2, 0, 3, 1]])
 
 
