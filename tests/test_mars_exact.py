@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from lm import loss, model, spec, state, step
+from lm import loop, loss, model, spec, state, step
 from lm.errors import UserError
 from optimizers.adamw import adamw
 from optimizers.mars import mars
@@ -154,3 +154,18 @@ def test_mistakes_are_one_sentence():
     spec.build('optimizers', config, 0.1)
   with pytest.raises(UserError, match="form='two' does not exist; legal: 'app"):
     spec.build('optimizers', spec.spec('optimizers', 'mars', form='two'), 0.1)
+
+
+def test_a_second_gradient_that_is_not_finite_is_a_bad_step():
+  c = helpers.config('optimizer=mars', model__num_layers=1)
+  c.optimizer.form = 'exact'
+  built = loop.build(c)
+  start = built.init()
+  nan = jax.tree.map(
+    lambda x: jnp.full_like(x, jnp.nan), start.opt_state.previous
+  )
+  start = start.replace(opt_state=start.opt_state._replace(previous=nan))
+  before = jax.device_get(start.params)
+  after, _ = built.train_step(start, built.data.train.batch(0), step.floats(c))
+  assert int(after.bad_steps) == 1
+  jax.tree.map(np.testing.assert_array_equal, after.params, before)

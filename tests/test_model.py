@@ -205,7 +205,8 @@ def test_init_scales():
   net = model.build(config(d_model=96, d_ff=200, head_dim=24))
   params = net.init(jax.random.key(0))
   p = params['block_0']
-  for x in (p['attn']['q'], p['mlp']['gate'], p['mlp']['up']):
+  into = [*(p['attn'][k] for k in 'qkv'), p['mlp']['gate'], p['mlp']['up']]
+  for x in into:
     assert np.std(x) == pytest.approx(0.3, rel=0.05)
   for out in (p['attn']['o'], p['mlp']['down']):
     assert np.std(out) == pytest.approx(0.3 / 2, rel=0.05)  # sqrt(2 layers)

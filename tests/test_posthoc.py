@@ -282,3 +282,20 @@ def test_the_command(run, monkeypatch, capsys):
   assert '--means does not go with --stored' in capsys.readouterr().err
   assert tools.call(monkeypatch, 'merge', *arguments, '--control=reverse') == 2
   assert '--control does not go with --stored' in capsys.readouterr().err
+
+
+def test_a_grid_of_two_widths_fits_as_a_fine_one():
+  """Cells are weighted by their steps."""
+  fits = []
+  for grid in (
+    np.arange(4001.0),
+    np.concatenate([np.arange(2500.0), np.arange(2500.0, 4001.0, 20)]),
+  ):
+    stored = [
+      posthoc.power(grid, end, posthoc.gamma(sigma))
+      for end in (1000, 2000, 3000, 4000)
+      for sigma in (0.05, 0.1)
+    ]
+    wanted = posthoc.power(grid, 4000, posthoc.gamma(0.2))
+    fits.append(posthoc.fit(stored, wanted, grid).coefficients)
+  np.testing.assert_allclose(fits[1], fits[0], atol=2e-3)

@@ -126,10 +126,14 @@ def test_one_compilation_for_all_floats():
 
 
 @pytest.mark.parametrize(
-  'mesh', [{'data': 8}, {'fsdp': 8, 'data': 1}, {'tensor': 2, 'fsdp': 2}],
+  ('optimizer', 'mesh'),
+  [
+    ('adamw', {'data': 8}),
+    ('muon', {'fsdp': 8, 'data': 1}),
+    ('adamw', {'tensor': 2, 'fsdp': 2}),
+  ],
   ids=['data', 'fsdp', 'tensor'],
-)  # fmt: skip
-@pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
+)
 def test_meshes_give_the_single_device_run(tmp_path, mesh, optimizer):
   """Ten steps on 8 devices and on 1."""
   config = helpers.config(

@@ -42,20 +42,21 @@ def _state(name, scan, **knobs):
   return init, three
 
 
-@pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'unrolled'])
 @pytest.mark.parametrize(
-  ('name', 'knobs', 'pieces'),
+  ('name', 'scan', 'knobs', 'pieces'),
   [
-    ('adamw', {}, {('mu', 'table'): (4, 4), ('nu', 'head'): (1, 16)}),
-    ('muon', {}, {('matrices', 'momentum', 'query'): (1, 2, 4)}),
-    ('adafactor', {'min_dim_size_to_factor': 4}, {('v_col', 'table'): (4,)}),
-    ('soap', {}, {('matrices', 'factors', 'query', 'nu'): (2, 8)}),
-    ('normuon', {}, {('matrices', 'nu', 'query'): (1, 2, 1)}),
-    ('dion', {'rank': 4}, {('matrices', 'momentum', 'query'): (1, 2, 4)}),
+    ('adamw', True, {}, {('mu', 'table'): (4, 4), ('nu', 'head'): (1, 16)}),
+    ('adamw', False, {}, {('mu', 'table'): (4, 4), ('nu', 'head'): (1, 16)}),
+    ('muon', True, {}, {('matrices', 'momentum', 'query'): (1, 2, 4)}),
+    ('adafactor', True, {'min_dim_size_to_factor': 4},
+     {('v_col', 'table'): (4,)}),
+    ('soap', True, {}, {('matrices', 'factors', 'query', 'nu'): (2, 8)}),
+    ('normuon', True, {}, {('matrices', 'nu', 'query'): (1, 2, 1)}),
+    ('dion', True, {'rank': 4}, {('matrices', 'momentum', 'query'): (1, 2, 4)}),
   ],
-)
+)  # fmt: skip
 def test_any_state_spread_over_data_gives_the_same_numbers(
-  name, knobs, pieces, scan
+  name, scan, knobs, pieces
 ):
   """In float64, but optax has some factors of Adafactor in float32."""
   devices = mesh.make(ConfigDict({'data': 4, 'fsdp': 2, 'tensor': 1}))
