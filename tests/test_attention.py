@@ -62,7 +62,7 @@ def test_chunked_attention_is_the_plain_one(length, kv_heads):
 
 
 def test_chunked_attention_in_bfloat16():
-  """Half precision in and out, sums in float32: within 2 % of float32."""
+  """Half precision in and out, sums in float32: within 0.8 % of float32."""
   half = _run('chunked', *_inputs(130, 2, jnp.bfloat16))
   exact = _run(
     'xla', *(x.astype(jnp.float32) for x in _inputs(130, 2, jnp.bfloat16))
@@ -70,7 +70,7 @@ def test_chunked_attention_in_bfloat16():
   for a, b in zip(half, exact, strict=True):
     assert a.dtype == jnp.bfloat16
     a = np.asarray(a, np.float32)
-    assert 1e-4 < np.linalg.norm(a - b) / np.linalg.norm(b) < 0.02
+    assert 1e-4 < np.linalg.norm(a - b) / np.linalg.norm(b) < 0.008
 
 
 def test_chunked_attention_is_another_program():

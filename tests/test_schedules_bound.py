@@ -241,3 +241,8 @@ def test_a_fit_recovers_what_made_the_losses():
   lrs = [k * _full(100, 'linear') for k in (0.01, 0.03, 0.1, 0.3)]
   losses = [2 + 3 * bound.omega(lr, distance=0.7) for lr in lrs]
   np.testing.assert_allclose(predict.fit(lrs, losses), [0.7, 3, 2], rtol=1e-4)
+
+
+def test_the_closed_form_by_hand():
+  """T = 4, T0 = 2: 2/3 + 8/18 + (H4 - H3) - 2/72 + 1/4 + H1 / 3 = 23/12."""
+  assert bound.wsd_upper_bound(4, 2) == pytest.approx((4 / 6 * 23 / 12) ** 0.5)
