@@ -131,20 +131,18 @@ def main() -> None:
   del turns[0]  # compiles the fingerprints
   raw = turns[0]['raw']
   print(f'{_SIZE.value}: {raw / 1e6:,.0f} MB of arrays, {len(turns)} turns')
-  print(f'a step: {_spread([t["step"] for t in turns])} s')
+  print(f'a step: {results.spread([t["step"] for t in turns])} s')
   for what in ('stall', 'cost'):
-    share = _spread([t[what] / t['step'] for t in turns])
-    print(f'{what}: {_spread([t[what] for t in turns])} s, {share} of a step')
+    share = results.spread([t[what] / t['step'] for t in turns])
+    print(
+      f'{what}: {results.spread([t[what] for t in turns])} s, {share} of a step'
+    )
   for ours, plain in (('save', 'plain write'), ('restore', 'plain read')):
     rate = statistics.median(raw / t[ours] / 1e6 for t in turns)
-    ratio = _spread([t[plain] / t[ours] for t in turns])
+    ratio = results.spread([t[plain] / t[ours] for t in turns])
     print(f'{ours}: {rate:,.0f} MB/s, {ratio} of a {plain}')
   disk = statistics.median(t['disk'] / raw for t in turns)
   print(f'size on disk: {disk:.2f} of the bytes of the arrays')
-
-
-def _spread(x: list[float]) -> str:
-  return f'{statistics.median(x):.2f} ({min(x):.2f} .. {max(x):.2f})'
 
 
 if __name__ == '__main__':

@@ -5,7 +5,7 @@
 The plain way is nanoGPT's: random offsets, one slice per row, no epochs, no
 resume, no check of the vocabulary. `random` reads our batches of the same steps
 in random order, as a ratio to consecutive steps. Rounds alternate in turning
-order; medians of ratios within a round, and their quartiles. The last columns:
+order; medians of ratios within a round, and their ranges. The last columns:
 how many times faster than a training step consumes, measured here on batches
 that are there already (of the smallest sizes, which consume most), or, for
 accelerators, than a rate that is assumed.
@@ -98,15 +98,10 @@ def main() -> None:
       rate, numpy, _ = map(statistics.median, zip(*turns, strict=True))
       print(
         f'{t:7d} {b:5d} {rate / 1e6:13.1f} {numpy / 1e6:13.1f}  '
-        f'{_spread([a / b for a, b, _ in turns])}  '
-        f'{_spread([c / a for a, _, c in turns])} {rate / model:7.0f} x '
+        f'{results.spread([a / b for a, b, _ in turns])}  '
+        f'{results.spread([c / a for a, _, c in turns])} {rate / model:7.0f} x '
         f'{name}, {model:,.0f} tokens/s'
       )
-
-
-def _spread(ratios: Sequence[float]) -> str:
-  low, middle, high = statistics.quantiles(ratios, n=4)
-  return f'{middle:.2f} ({low:.2f} {high:.2f})'
 
 
 if __name__ == '__main__':

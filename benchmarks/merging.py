@@ -38,7 +38,7 @@ _PARTS = flags.DEFINE_list(
 )
 _COUNT = 8
 _KEPT = 'with SHA-256, until on disk'
-_ROW = '{:<44}{:>9}{:>10}{:>15}{:>11}'
+_ROW = '{:<41}{:>9}{:>23}{:>11}'
 
 # One process: argv = what, max_bytes, output, inputs.
 _WORK = """
@@ -107,7 +107,7 @@ def main() -> None:
     orbax, tensors = _checkpoints(folder)
     size = sum(p.stat().st_size for p in _files(orbax))
     print(f'{_COUNT} checkpoints, {size / 2**30:.2f} GiB as Orbax items.')
-    print(_ROW.format('', 'seconds', 'x reading', 'min .. max', 'peak, MiB'))
+    print(_ROW.format('', 'seconds', 'x reading', 'peak, MiB'))
     rows = _rows(orbax, tensors)
     for part in (x for x in _PARTS.value if x != 'memory'):
       print(part)
@@ -219,14 +219,9 @@ def _report(rows, folder, cold):
   for i, (title, _, _, base) in enumerate(rows):
     seconds = statistics.median(turn[i][0] for turn in turns)
     ratios = [turn[i][0] / turn[base][0] for turn in turns]
-    found = ('', '')
-    if base != i:
-      found = (
-        f'{statistics.median(ratios):.2f}',
-        f'{min(ratios):.2f} .. {max(ratios):.2f}',
-      )
+    found = results.spread(ratios) if base != i else ''
     peak = max(turn[i][1] for turn in turns) / 2**20
-    print(_ROW.format(f'  {title}', f'{seconds:.2f}', *found, f'{peak:.0f}'))
+    print(_ROW.format(f'  {title}', f'{seconds:.2f}', found, f'{peak:.0f}'))
 
 
 def _measure(what, inputs, folder, cold):

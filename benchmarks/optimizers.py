@@ -4,7 +4,7 @@
   python -m benchmarks.optimizers --size=124m --together=4      (24 GiB)
 
 One process. All programs of a group take `--repeats` turns, in another order
-each; ratios are those of a turn, with their quartiles. Element-wise methods are
+each; ratios are those of a turn, with their range. Element-wise methods are
 compared with the time in which this machine moves the bytes that they cannot
 avoid (4 per parameter for each read of gradient, parameter and moments and each
 write of parameter and moments; one more read for a global norm), at the rate of
@@ -184,15 +184,13 @@ def _row(name, seconds, *more):
 
 
 def _ratio(a, b):
-  """Median and quartiles of the ratios within a turn."""
-  ratios = [x / y for x, y in zip(a, b, strict=True)]
-  low, median, high = statistics.quantiles(ratios, n=4)
-  return f'{median:.2f} ({low:.2f} - {high:.2f})'
+  """Median and range of the ratios within a turn."""
+  return results.spread([x / y for x, y in zip(a, b, strict=True)])
 
 
 def elementwise(rows, params, grads):
   """Prints a row for each of name -> (transformation, passes)."""
-  print('| step | ms | times its memory limit (quartiles) |')
+  print('| step | ms | times its memory limit |')
   print('| --- | --- | --- |')
   mine = [name for name in rows if name != _CONTROL]
   one = [jnp.ones(sum(x.size for x in jax.tree.leaves(params)))]

@@ -244,7 +244,6 @@ def compare(size: str, names: list[str], turns: int) -> table.Table:
     size,
     'tokens/s',
     'lmopt / it',
-    'min .. max',
     'GFLOP/s',
     'first loss, s: cold, warm',
   )
@@ -254,8 +253,7 @@ def compare(size: str, names: list[str], turns: int) -> table.Table:
     out.add_row(
       name,
       f'{middle:,.0f}',
-      f'{statistics.median(ratios):.2f}',
-      f'{min(ratios):.2f} .. {max(ratios):.2f}',
+      results.spread(ratios),
       f'{middle * flops_per_token(config, name) / 1e9:,.0f}',
       f'{cold[name]:.1f}, {running[name].first:.1f}',
     )

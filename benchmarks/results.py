@@ -12,8 +12,9 @@ import pathlib
 import platform
 import re
 import shlex
+import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -65,6 +66,12 @@ def enter(title: str, text: str) -> None:
   at = old.index('## ')
   _RESULTS.write_text(old[:at] + new + old[at:])
   print(f'\nentered in {_RESULTS}')
+
+
+def spread(values: Sequence[float]) -> str:
+  """Returns 'median (least .. largest)'."""
+  middle, low, high = (f(values) for f in (statistics.median, min, max))
+  return f'{middle:.2f} ({low:.2f} .. {high:.2f})'
 
 
 def _processor() -> str:

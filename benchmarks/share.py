@@ -109,18 +109,14 @@ def main() -> None:
   )
   for name in _ONLY.value or spec.names('optimizers'):
     turns = turns_of(name, net, params, gradient)
-    spread = ' | '.join(map(_spread, zip(*turns, strict=True)))
+    times = ([1e3 * x for x in column] for column in zip(*turns, strict=True))
+    spread = ' | '.join(map(results.spread, times))
     small, large = _share(turns, 1), _share(turns, _LARGE / count)
     print(f'| {name} | {spread} | {small:.1%} | {large:.2%} |', flush=True)
 
 
 def _share(turns, tokens):
   return statistics.median(u / (u + tokens * g) for u, g in turns)
-
-
-def _spread(values):
-  middle, low, high = (f(values) for f in (statistics.median, min, max))
-  return f'{1e3 * middle:.1f} ({1e3 * low:.1f} .. {1e3 * high:.1f})'
 
 
 if __name__ == '__main__':

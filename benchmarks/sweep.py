@@ -142,9 +142,9 @@ def main() -> None:
   del turns[0]  # fills the compilation cache
   print(f'{_SETTINGS.value} settings, {_STEPS.value} steps, {_SIZE.value}')
   for form in forms:
-    ratio = np.median([t['processes'] / t[form] for t in turns])
+    ratio = results.spread([t['processes'] / t[form] for t in turns])
     low, high = (f(t[form] for t in turns) for f in (min, max))
-    print(f'{form:<10} {low:.1f} .. {high:.1f} s, {ratio:.2f} times as fast')
+    print(f'{form:<10} {low:.1f} .. {high:.1f} s, {ratio} times as fast')
 
 
 if __name__ == '__main__':

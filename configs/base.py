@@ -71,6 +71,13 @@ def get_config(arg: str = '', **defaults: str) -> ConfigDict:
   c.width.embedding_decay = 1.0  # factor of its weight decay; 0 in 2510.15262
   c.width.head_decay = 1.0  # the same of the head
 
+  _surroundings(c)
+  c.update(ConfigDict(sizes.size(choice['size'])))
+  return c.lock()
+
+
+def _surroundings(c: ConfigDict) -> None:
+  """Adds what a run reads, writes and runs on."""
   # --- data
   c.data = ConfigDict()
   c.data.source = 'python_source'  # or 'text' (files) or 'bin' (token shards)
@@ -115,6 +122,3 @@ def get_config(arg: str = '', **defaults: str) -> ConfigDict:
   c.mesh.tensor = 1  # heads, feed-forward width and vocabulary sharded
   # ZeRO: 1 optimizer state spread over data, 2 gradients, 3 parameters as well
   c.mesh.zero = 0
-
-  c.update(ConfigDict(sizes.size(choice['size'])))
-  return c.lock()

@@ -12,6 +12,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from configs import base
+from lm import spec
 from lm.errors import UserError
 
 
@@ -26,9 +27,10 @@ def get_config(arg: str) -> ConfigDict:
     names = {k: stored[k]['name'] for k in ('optimizer', 'schedule')}
   except (ValueError, KeyError, TypeError) as e:
     raise UserError(f"'{path}' is not the config.json of a run: {e}.") from e
-  c = base.get_config(chosen, **names)
-  for part, name in names.items():
-    if name != c[part].name:
+  choice = spec.parse(chosen, **names)
+  c = base.get_config(**choice)
+  for part, name in choice.items():
+    if name != names[part]:
       del stored[part]
   try:
     c.update(ConfigDict(stored))

@@ -1,7 +1,6 @@
 """What a run would cost: sizes, FLOPs and memory; nothing is trained."""
 
 import math
-import os
 import pathlib
 
 import jax
@@ -13,11 +12,11 @@ from lm import address, loop, mesh, model, programs, restore, width
 
 def report(config: ConfigDict, workdir: str = '') -> None:
   """Prints the parameters by role, FLOPs per token, memory and disk space."""
-  run = pathlib.Path(workdir or os.devnull)  # without one there is no run
+  run = pathlib.Path(workdir) if workdir else None
   first = restore.branch_step(config, run)
   num_steps = config.num_steps - first
   built = loop.build(config)
-  if not address.steps(run):
+  if not (run and address.steps(run)):
     restore.check_shapes(config, built.abstract)
   abstract = built.abstract
   step = programs.trace(config, built).lower().compile()

@@ -246,8 +246,7 @@ def _loop(
       write.diverged |= not _save(config, checkpoints, notes, current, n, first)
     if stop or write.diverged:
       return 'diverged' if write.diverged else 'preempted'
-    tokens = built.batch(n - offset)
-    current, new = built.train_step(current, tokens, traced)
+    current, new = built.train_step(current, built.batch(n - offset), traced)
     write(n, {**metrics, **new})
   write.flush()
   write.diverged |= not _save(config, checkpoints, notes, current, end, first)
@@ -282,8 +281,7 @@ class _Behind:
   def _write(self, n, metrics):
     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
     in_a_row = values.pop('train/bad_in_a_row', 0)
-    if 0 < self._config.max_bad_steps <= in_a_row:
-      self.diverged = True
+    self.diverged |= 0 < self._config.max_bad_steps <= in_a_row
     due = _due(n, self._config.log_every_steps) or 'eval/loss' in values
     if self._writer and (due or self.diverged):
       self._writer.write(n, values)

@@ -58,7 +58,7 @@ def begin(
   return init(), 'from scratch'
 
 
-def branch_step(config: ConfigDict, run: pathlib.Path) -> int:
+def branch_step(config: ConfigDict, run: pathlib.Path | None = None) -> int:
   """Returns the step at which this run starts: 0 unless it is a branch.
 
   A branch without @STEP means the newest step when it begins: the step is
@@ -83,8 +83,8 @@ def branch_step(config: ConfigDict, run: pathlib.Path) -> int:
     )
   if not config.branch:
     return 0
-  stored = run / 'config.json'
-  begun = log.read_config(run)['branch'] if stored.is_file() else ''
+  stored = run and (run / 'config.json').is_file()
+  begun = log.read_config(run)['branch'] if stored else ''
   if begun and config.branch in (begun, begun.rpartition('@')[0]):
     config.branch = begun
     if address.steps(run):
