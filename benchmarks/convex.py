@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from absl import app
 
+from launch import cli
 from schedules.cosine import cosine
 from schedules.linear import linear
 from schedules.theory import refine
@@ -123,7 +123,7 @@ def compare(
   return found, shapes['refined']
 
 
-def main(_) -> None:
+def main() -> None:
   print(
     f'{NUM_STEPS} steps of SGD, 3 seeds; loss above the least of the row @its '
     'best rate'
@@ -140,4 +140,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)

@@ -28,6 +28,7 @@ from absl import flags
 from benchmarks import results
 from launch import cli
 from lm import checkpoint
+from lm.errors import UserError
 from tests import helpers
 
 _MAX_MIB = flags.DEFINE_integer('max_mib', 256, 'the bound', lower_bound=1)
@@ -102,6 +103,9 @@ print(json.dumps([time.perf_counter() - begin, peak() - before]))
 
 @results.entry('time and memory of merges')
 def main() -> None:
+  for part in _PARTS.value:
+    if part not in ('cold', 'warm', 'memory'):
+      raise UserError(f"--parts='{part}' is none of cold, warm, memory.")
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     orbax, tensors = _checkpoints(folder)

@@ -17,10 +17,11 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from benchmarks import results
 from configs import base
+from launch import cli
 from lm import loop, model, spec, state, step
 
 _ONLY = flags.DEFINE_list('only', [], 'names of optimizers; empty = all')
@@ -171,7 +172,7 @@ def table(rows: list[Row], entropy: float) -> str:
   return '\n'.join(lines)
 
 
-def main(_):
+def main() -> None:
   names = _ONLY.value or spec.names('optimizers')
   rows, entropy = measure(names)
   text = (
@@ -185,4 +186,4 @@ def main(_):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)

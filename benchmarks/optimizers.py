@@ -27,11 +27,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import flags
 
 from benchmarks import results
 from configs import base
+from launch import cli
 from lm import model, spec
+from lm.errors import UserError, did_you_mean
 from optimizers.parts import roles
 
 _SIZE = flags.DEFINE_string('size', 'small', 'a size of configs/sizes.py')
@@ -235,8 +237,7 @@ def on_matrices(makes, matrices):
 
 
 @results.entry('optimizer steps')
-def main(argv):
-  del argv
+def main() -> None:
   config = base.get_config(f'size={_SIZE.value}').model
   config.scan_layers |= _SCAN.value
   built = model.build(config)
@@ -246,20 +247,23 @@ def main(argv):
   count = sum(x.size for x in jax.tree.leaves(params))
   print(f'{count:,} parameters, {jax.default_backend()}, jax {jax.__version__}')
   print('GLIBC_TUNABLES=' + os.environ.get('GLIBC_TUNABLES', ''), '\n')
-  wanted = lambda name: not _ONLY.value or name in _ONLY.value
-  rows = {k: v for k, v in programs(built.axes).items() if wanted(k)}
-  if rows:
-    elementwise(rows, params, grads)
   flat = zip(
     jax.tree.leaves(abstract), jax.tree.leaves(built.axes), strict=True
   )
   matrices = [(g, a) for g, a in flat if a.role == 'matrix']
+  every = programs(built.axes), muons([a for _, a in matrices])
+  for name in _ONLY.value:
+    if not any(name in each for each in every):
+      hint = did_you_mean(name, [*every[0], *every[1]])
+      raise UserError(f"--only: '{name}' is not a row.{hint}")
+  wanted = lambda name: not _ONLY.value or name in _ONLY.value
+  rows, makes = ({k: v for k, v in e.items() if wanted(k)} for e in every)
+  if rows:
+    elementwise(rows, params, grads)
   del params, grads
-  makes = muons([a for _, a in matrices])
-  makes = {k: v for k, v in makes.items() if wanted(k)}
   if makes:
     on_matrices(makes, matrices)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)

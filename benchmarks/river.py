@@ -11,8 +11,8 @@ slowly and without noise. The expected loss is exact, and a sum of both parts.
 from typing import NamedTuple
 
 import numpy as np
-from absl import app
 
+from launch import cli
 from schedules.sgdr import sgdr
 from schedules.wsd import wsd
 from schedules.wsd_s import wsd_s
@@ -88,7 +88,7 @@ def budgets(ends=(1000, 2000, 4000), decay: float = 0.1) -> dict:
   return found
 
 
-def main(_) -> None:
+def main() -> None:
   print('excess loss at a constant rate: river, hill, hill in theory')
   for rate in (PEAK / 4, PEAK / 2, PEAK):
     x = train(np.full(2000, rate))
@@ -106,4 +106,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)

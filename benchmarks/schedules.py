@@ -18,10 +18,10 @@ import tempfile
 import time
 
 import numpy as np
-from absl import app
 from scipy import ndimage
 
 from benchmarks import results
+from launch import cli
 from schedules.theory import bound, refine
 
 STEPS = 10**6
@@ -81,7 +81,7 @@ def _starts(folder: pathlib.Path) -> dict[str, float]:
 
 
 @results.entry('schedule tools')
-def main(_) -> None:
+def main() -> None:
   lr = 1 - np.arange(STEPS) / STEPS
   taken = seconds(lambda: bound.omega(lr))
   few = lr[:: STEPS // 40_000]
@@ -103,4 +103,4 @@ def main(_) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)

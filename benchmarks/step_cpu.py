@@ -15,7 +15,7 @@ import time
 import jax
 import numpy as np
 import optax
-from absl import app, flags
+from absl import flags
 from jax import numpy as jnp
 from ml_collections import ConfigDict
 from rich import table
@@ -23,6 +23,7 @@ from rich.console import Console
 
 from benchmarks import results
 from configs import base
+from launch import cli
 from lm import loss, model
 
 SIZES = flags.DEFINE_list('sizes', ['tiny', 'small'], 'of configs/sizes.py')
@@ -34,7 +35,7 @@ TOKENS = flags.DEFINE_integer('slice_tokens', 1024, 'tokens per slice')
 
 
 @results.entry('training steps on the CPU')
-def main(_):
+def main() -> None:
   columns = 'tokens/s: median', 'min .. max', 'ratio: median', 'CPU s/step'
   out = table.Table('size', 'form', *columns)
   for size in SIZES.value:
@@ -163,4 +164,4 @@ def _plain_rope(x, theta):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)
