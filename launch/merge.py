@@ -74,10 +74,7 @@ _HASH_INPUTS = flags.DEFINE_bool(
   'hash_inputs', False, 'SHA-256 of every file of the inputs, in merge.json'
 )
 _MAX_MIB = flags.DEFINE_integer(
-  'max_mib',
-  1024,
-  'most memory for arrays, in MiB; compressed chunks need four of the largest',
-  lower_bound=1,
+  'max_mib', 1024, 'most memory for arrays, in MiB', lower_bound=1
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', '', 'HOST:PORT of process 0, to merge with several machines'

@@ -36,6 +36,11 @@ def _tree(seed, dtype):
   return {'w': draw(50, 60), 'deep': {'x': draw(3, 17, 11)}, 'v': draw(700)}
 
 
+def _plain(stored):
+  found = chunks.layout(stored, 'w')
+  return found and found.plain()
+
+
 @pytest.mark.parametrize('dtype', [np.float32, BF16, np.float16, np.float64])
 @pytest.mark.parametrize('chunk_bytes', [None, 3000])
 def test_the_bits_of_compressed_ones(
@@ -97,7 +102,7 @@ def test_the_rest_of_a_chunk_at_the_edge(tmp_path, ocdbt):
     stored = chunks.of_files(tmp_path)
   read = items.open_leaf(tmp_path, {'use_ocdbt': ocdbt}, 'w', items.context())
   np.testing.assert_array_equal(read.read().result(), want)
-  where = chunks.plain(stored, 'w').place
+  where = _plain(stored).place
   legal = [(0, 12, 22, 44), (48, 50, 0, 22), (49, 50, 50, 57)]
   for a, b, c, d in legal:
     place = where((slice(a, b), slice(c, d)))
@@ -160,8 +165,8 @@ def test_other_kinds_of_arrays_are_left_to_tensorstore():
     'compressor': None, 'filters': None,
   }  # fmt: skip
   place = chunks.Place(pathlib.Path('x'), 8, 8)
-  found = lambda **change: chunks.plain(
-    {'w/.zarray': json.dumps(good | change).encode(), 'w/1': place}, 'w'
+  found = lambda **change: _plain(
+    {'w/.zarray': json.dumps(good | change).encode(), 'w/1': place}
   )
   plain = found()
   assert plain[:3] == ((4,), ts.float32, (2,))
@@ -174,7 +179,7 @@ def test_other_kinds_of_arrays_are_left_to_tensorstore():
     {'order': 'F'}, {'compressor': {'id': 'zstd'}}, {'filters': [{}]},
   ):  # fmt: skip
     assert found(**change) is None, change
-  assert chunks.plain({}, 'w') is None
+  assert _plain({}) is None
 
 
 def test_what_several_processes_write(tmp_path, reads):

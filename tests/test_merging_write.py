@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from merging.engine import artifact, coefficients, items, stream
@@ -78,7 +77,7 @@ def test_integer_leaves_are_refused(tmp_path):
     ([1.0], {'accumulate': 'bfloat16'}, "accumulate='bfloat16'"),
     ([1.0], {'dtype': 'int8'}, "dtype='int8' is unknown; legal: float32"),
     ([1.0], {'max_bytes': 0}, 'max_bytes=0'),
-    ([1.0], {'max_bytes': 99}, "leaf 'block.w' is stored in chunks of 0.0 MiB"),
+    ([1.0], {'max_bytes': 9}, "leaf 'block.w' is stored in chunks of 0.0 MiB"),
     ([1.0], {'tree': 'x.y'}, "no leaf below 'x.y'; its tree begins with: blo"),
   ],
 )
@@ -242,14 +241,14 @@ def _peak(sources, out, max_bytes, block=0):
   return int(run.stdout)
 
 
-def test_memory_is_bounded_for_large_leaves_and_many_sources(tmp_path):
+@pytest.mark.parametrize('chunk_bytes', [1 << 19, None])
+def test_memory_is_bounded_for_large_leaves_and_many_sources(
+  tmp_path, chunk_bytes
+):
+  """In compressed chunks that fit, and as one that does not."""
   rng = np.random.default_rng(0)
   tree = {'w': rng.random((4096, 2048), np.float32)}  # 32 MiB
-  small = {'w': ocp.SaveArgs(chunk_byte_size=1 << 19)}
-  path = tmp_path / 'source'
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    args = ocp.args.PyTreeSave(tree, save_args=small)
-    checkpointer.save(path, args)
+  path = made.save(tmp_path / 'source', tree, chunk_bytes)
   paths = []
   for i in range(5):
     # The same bytes under other names: links to the files of one item.

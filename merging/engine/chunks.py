@@ -1,8 +1,7 @@
 """Arrays that are read from the files of a store without TensorStore.
 
 TensorStore reads a whole chunk into memory of its own and copies it from there.
-A chunk that is not compressed is a range of a file: read in parts, it stays in
-the processor's cache. `ts.ocdbt.dump` tells the ranges.
+Here is where each chunk is stored, as `ts.ocdbt.dump` tells, for `plain.Plain`.
 """
 
 import functools
@@ -18,16 +17,9 @@ import numpy as np
 import tensorstore as ts
 
 from merging.engine import files
+from merging.engine.plain import Number, Place, Plain
 
 _LOCATION = re.compile(r'value:([^:]*):([^:]*):(\d+):(\d+)')
-
-
-class Place(NamedTuple):
-  """A range of a file, in bytes."""
-
-  path: pathlib.Path
-  start: int
-  size: int
 
 
 Values = Mapping[str, Place | bytes]  # short ones are kept with their keys
@@ -67,60 +59,76 @@ def _entries(base, location, prefix=b'') -> Iterator[tuple[bytes, Any]]:
       yield prefix + entry['key'], entry
 
 
-class Plain(NamedTuple):
-  """An array of zarr 2 whose chunks are as numpy has them in memory."""
+class Layout(NamedTuple):
+  """An array in C order, little-endian, and where its chunks are stored."""
 
-  shape: tuple[int, ...]
-  dtype: ts.dtype
-  chunk: tuple[int, ...]
-  places: dict[tuple[int, ...], Place]  # by the number of the chunk
+  array: Plain  # without places
+  stored: dict[Number, Place | bytes]
+  codec: str | None  # of a chunk
 
-  def place(self, index: tuple[slice, ...]) -> tuple[pathlib.Path, int] | None:
-    """Returns (file, first byte) of a part; None if it is no range of one."""
-    at = tuple(s.start // n for s, n in zip(index, self.chunk, strict=True))
-    inside = [
-      slice(s.start - i * n, s.stop - i * n)
-      for s, i, n in zip(index, at, self.chunk, strict=True)
-    ]
-    found, first = self.places.get(at), files.first(self.chunk, inside)
-    if found is None or first is None:
+  def plain(self) -> Plain | None:
+    """Returns the array, or None if its chunks are encoded."""
+    if self.codec:
       return None
-    return found.path, found.start + first * self.dtype.numpy_dtype.itemsize
-
-  def lost(self) -> str | None:
-    """Returns the first chunk that has no place of its size."""
-    grid = _grid(self.shape, self.chunk)
-    return next((f'chunk {at}' for at in grid if at not in self.places), None)
+    right = lambda p: isinstance(p, Place) and p.size == self.array.chunk_bytes
+    places = {at: place for at, place in self.stored.items() if right(place)}
+    return self.array._replace(places=places)
 
 
-def plain(stored: Values, name: str) -> Plain | None:
+def layout(stored: Values, name: str) -> Layout | None:
   """Returns the array of that name, or None if it is not of this kind."""
-  text = stored.get(f'{name}/.zarray')
-  if isinstance(text, Place):
-    text = files.read(text.path, text.start, text.size, np.uint8).tobytes()
-  try:
-    meta = json.loads(text or '{}')
-    kind = _kind(meta.get('dtype'))
-    coded = meta.get('compressor') or meta.get('filters')
-    if kind is None or coded or meta.get('order') != 'C':
-      return None
-    shape, chunk = tuple(meta['shape']), tuple(meta['chunks'])
-    separator = str(meta.get('dimension_separator', '.'))
-    if len(shape) != len(chunk) or not all(n > 0 for n in chunk):
-      return None
-  except (ValueError, KeyError, TypeError, AttributeError):
-    return None  # TensorStore says what is wrong
-  size, places = math.prod(chunk) * kind.numpy_dtype.itemsize, {}
-  for at in _grid(shape, chunk):
-    place = stored.get(f'{name}/{separator.join(map(str, at)) or 0}')
-    if isinstance(place, Place) and place.size == size:
-      places[at] = place
-  return Plain(shape, kind, chunk, places)
+  for file, parse in (('.zarray', _zarr2), ('zarr.json', _zarr3)):
+    text = stored.get(f'{name}/{file}')
+    try:
+      if text is not None:
+        return parse(stored, name, json.loads(_read(text)))
+    except (ValueError, KeyError, TypeError, AttributeError):
+      return None  # TensorStore says what is wrong
+  return None
 
 
-def _grid(shape, chunk):
-  counts = [-(-n // c) for n, c in zip(shape, chunk, strict=True)]
-  return np.ndindex(*counts)
+def _read(value):
+  if not isinstance(value, Place):
+    return value
+  return files.read(value.path, value.start, value.size, np.uint8).tobytes()
+
+
+def _zarr2(stored, name, meta):
+  kind = _kind(meta['dtype'])
+  if kind is None or meta.get('filters') or meta.get('order') != 'C':
+    return None
+  separator = str(meta.get('dimension_separator', '.'))
+  key = lambda at: f'{name}/{separator.join(map(str, at)) or 0}'
+  codec = (meta.get('compressor') or {}).get('id')
+  return _layout(stored, (meta['shape'], kind, meta['chunks']), key, codec)
+
+
+def _zarr3(stored, name, meta):
+  """Reads what Orbax writes: shards of one chunk, which they begin with."""
+  chunk = meta['chunk_grid']['configuration']['chunk_shape']
+  (shard,) = meta['codecs']
+  first, codec = shard['configuration']['codecs']
+  if (
+    shard['name'] != 'sharding_indexed'
+    or shard['configuration']['chunk_shape'] != chunk
+    or shard['configuration'].get('index_location', 'end') != 'end'
+    or first != {'name': 'bytes', 'configuration': {'endian': 'little'}}
+    or meta['chunk_key_encoding'] != {'name': 'default'}
+  ):
+    return None
+  kind = ts.dtype(meta['data_type'])
+  key = lambda at: '/'.join((name, 'c', *map(str, at)))
+  return _layout(stored, (meta['shape'], kind, chunk), key, codec['name'])
+
+
+def _layout(stored, array, key, codec):
+  shape, kind, chunk = array
+  if len(shape) != len(chunk) or not all(n > 0 for n in chunk):
+    return None
+  array = Plain(tuple(shape), kind, tuple(chunk), {})
+  keys = {at: key(at) for at in array.numbers()}
+  found = {at: stored[k] for at, k in keys.items() if k in stored}
+  return Layout(array, found, codec)
 
 
 def about(
@@ -139,6 +147,16 @@ def about(
     'order': 'C',
     'dimension_separator': '.',
   }
+
+
+def split(chunk: tuple[int, ...], most: int) -> tuple[int, ...]:
+  """Returns an even part of a chunk, one range of it: `most` elements."""
+  chunk = list(chunk)
+  for axis, n in enumerate(chunk):
+    parts = -(-math.prod(chunk) // most)
+    d = next(d for d in range(min(parts, n), n + 1) if n % d == 0)
+    chunk[axis] = n // d
+  return tuple(chunk)
 
 
 def _kind(dtype):

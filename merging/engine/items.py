@@ -9,7 +9,6 @@ import ast
 import functools
 import hashlib
 import json
-import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from merging.engine import chunks, files, hashing
+from merging.engine import chunks, hashing, plain
 
 # No cache and little concurrency: memory is what the caller reads.
 _CONTEXT = {
@@ -80,6 +79,8 @@ class Array(NamedTuple):
   read: returns the array of some slices.
   place: returns (file, first byte) of their elements, if they lie there one
     after another as numpy has them in memory; else None.
+  unpacked: returns the same array with a `read` that needs no whole chunk,
+    through a temporary file in a folder if it must; None if it cannot be.
   """
 
   shape: tuple[int, ...]
@@ -87,6 +88,7 @@ class Array(NamedTuple):
   chunk: tuple[int, ...]
   read: Callable[[Index], np.ndarray]
   place: Callable[[Index], Place | None]
+  unpacked: Callable[[pathlib.Path | None], 'Array | None']
 
 
 class Item:
@@ -109,32 +111,43 @@ class Item:
       )
 
   def open(self, name: str, limits: ts.Context) -> Array:
+    layout = chunks.layout(self._values, name)
+    found = layout and layout.plain()
     whole = functools.cache(
       lambda: open_leaf(self.path, self._meta, name, limits)
     )
-    array = chunks.plain(self._values, name) or whole()
-    if isinstance(array, chunks.Plain):
-      chunk, place = array.chunk, array.place
+    if found and not found.lost():
+      array, chunk, place = found, found.chunk, found.place
     else:
+      array, place = whole(), lambda index: None
       chunk = array.chunk_layout.read_chunk.shape or ()
-      place = lambda index: None
-    kind = array.dtype.numpy_dtype
 
     def read(index):
-      if found := place(index):
-        return files.read(*found, [s.stop - s.start for s in index], kind)
-      return whole()[index].read().result()
+      if place(index):
+        return found.read(index)
+      return whole()[index].read().result()  # for several chunks faster
+
+    def unpacked(folder):
+      if array is found:
+        return Array(*found[:3], found.read, place, unpacked)
+      if not layout or layout.codec != 'zstd':
+        return None
+      if len(layout.stored) < len(layout.array.numbers()):
+        return None  # the others are lost, or zeros: TensorStore knows
+      file = plain.unpack(layout.array, layout.stored, folder)
+      return Array(*file[:3], file.read, file.place, unpacked)
 
     chunk = tuple(
       max(min(c, n), 1) for c, n in zip(chunk, array.shape, strict=True)
     )
-    return Array(array.shape, array.dtype, chunk, read, place)
+    return Array(array.shape, array.dtype, chunk, read, place, unpacked)
 
   def lost(self, name: str) -> str | None:
     """Returns a chunk that is no file, or a cut one, where chunks are files."""
     if self._meta.get('use_ocdbt'):
       return None
-    found = chunks.plain(self._values, name)
+    layout = chunks.layout(self._values, name)
+    found = layout and layout.plain()
     return found.lost() if found else None
 
   @functools.cached_property
@@ -193,7 +206,7 @@ class Writer:
     if name.startswith('/') or '..' in name.split('/'):
       raise ValueError('its name would be a place outside the result')
     kind = ts.dtype(dtype).numpy_dtype
-    self._chunks[name] = _split(chunk, kind.itemsize)
+    self._chunks[name] = chunks.split(chunk, _CHUNK // kind.itemsize)
     (self._out / name).mkdir(parents=True, exist_ok=True)
     if self._part[0] == 0:
       about = chunks.about(shape, dtype, self._chunks[name])
@@ -219,16 +232,6 @@ class Writer:
   def finish(self) -> None:
     """Called once, when all processes have written their parts."""
     self._like.write_metadata(self._out)
-
-
-def _split(chunk, itemsize):
-  """Returns an even part of a chunk of at most _CHUNK bytes."""
-  chunk = list(chunk)
-  for axis, n in enumerate(chunk):
-    parts = -(-math.prod(chunk) * itemsize // _CHUNK)
-    d = next(d for d in range(min(parts, n), n + 1) if n % d == 0)
-    chunk[axis] = n // d
-  return tuple(chunk)
 
 
 def open_leaf(

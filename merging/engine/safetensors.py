@@ -81,7 +81,10 @@ class Folder:
     def read(index):
       return files.read(*place(index), [s.stop - s.start for s in index], kind)
 
-    return Array(shape, dtype, (1,) * len(shape), read, place)
+    itself = Array(
+      shape, dtype, (1,) * len(shape), read, place, lambda _: itself
+    )
+    return itself
 
   def lost(self, name: str) -> str | None:
     """Returns None: the sizes of the files were checked with their headers."""

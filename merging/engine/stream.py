@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from merging.engine import atomic, files, plan
+from merging.engine import atomic, chunks, files, plan
 from merging.engine.plan import Leaf, Options, Path, Plan, Sources
 
 _THREADS = 2  # more were slower, also from disk
@@ -43,7 +43,8 @@ def merge(sources: Sources, out: Path, **options: Any) -> None:
   Raises:
     ValueError: `out` exists; sources that are missing, repeated or differ in
       leaves, shapes or dtypes; leaves that are not floating point or finite;
-      stored chunks that do not fit max_bytes; coefficients whose sum is not 1.
+      stored chunks that do not fit max_bytes, unless they are plain or zstd;
+      coefficients whose sum is not 1.
   """
   with atomic.directory(out) as temporary:
     finish = write_part(sources, temporary, (0, 1), **options)
@@ -63,7 +64,7 @@ def write_part(
     writer = p.items[-1].writer(out, p.options.dtype, part)
 
   def created():
-    for leaf in plan.leaves(p):
+    for leaf in _leaves(p, out):
       block, _ = _block_shape(p, leaf)
       with plan.named(out, leaf.name, 'written'):
         writer.create(leaf.name, leaf.shape, leaf.dtype, tuple(block))
@@ -92,7 +93,7 @@ def combine(sources: Sources, **options: Any) -> dict[str, Any]:
   wholes = {}
 
   def created():
-    for leaf in plan.leaves(p):
+    for leaf in _leaves(p, None):
       *parents, last = p.items[0].leaves[leaf.name]
       node = tree
       for key in parents:
@@ -207,16 +208,38 @@ def _add_files(p, leaf, places, total) -> None:
           np.multiply(x, weight, into)
 
 
+def _leaves(p: Plan, folder: pathlib.Path | None) -> Iterator[Leaf]:
+  """Yields the leaves; where not even a chunk fits, unpacked if possible."""
+  for leaf in plan.leaves(p):
+    each, source = _bytes(leaf)
+    most = p.options.max_bytes // each  # elements
+    if math.prod(leaf.chunk) > most:
+      arrays = []
+      for path, array in zip(p.paths, leaf.arrays, strict=True):
+        with plan.named(path, leaf.name):
+          arrays.append(array.unpacked(folder))
+      most = max(min(most // _THREADS, _BLOCK // source), 1)
+      if None not in arrays:
+        chunk = chunks.split(leaf.chunk, most)
+        leaf = leaf._replace(arrays=arrays, chunk=chunk)
+    yield leaf
+
+
+def _bytes(leaf):
+  """Returns the bytes of memory per element, and those of a source."""
+  source = leaf.arrays[0].dtype.numpy_dtype.itemsize
+  result = _numpy(leaf.dtype).itemsize
+  # The sum; of a block that is read or written, its chunks and their encoding.
+  return leaf.sum_dtype.itemsize + 3 * max(source, result), source
+
+
 def _block_shape(p: Plan, leaf: Leaf) -> tuple[list[int], int]:
   """Returns a multiple of the chunk, and how many fit max_bytes at a time.
 
   Raises:
     ValueError: not even one chunk fits.
   """
-  source = leaf.arrays[0].dtype.numpy_dtype.itemsize
-  result = _numpy(leaf.dtype).itemsize
-  # The sum; of a block that is read or written, its chunks and their encoding.
-  each = leaf.sum_dtype.itemsize + 3 * max(source, result)
+  each, source = _bytes(leaf)
   chunk = math.prod(leaf.chunk)
   room = p.options.max_bytes // (each * chunk)
   if not room:
