@@ -33,6 +33,7 @@ LIBRARIES = {
   'schedules': ('jax', 'numpy', 'scipy', 'optax'),
   'merging': (
     'jax', 'numpy', 'scipy', 'optax', 'orbax', 'tensorstore', 'etils',
+    'zstandard',
   ),
 }  # fmt: skip
 NOWHERE = ('clu', 'tensorflow', 'gin', 'pickle', 'dill', 'flax.training')
