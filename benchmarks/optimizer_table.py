@@ -5,10 +5,9 @@
 Each file of optimizers/ trains at its default config and at each of --rates
 (units differ from method to method: the best one is reported, too), on the same
 batches. No method is tuned further, so the losses say that a method works, not
-which one is best. Steps per second are measured in turns; compilation is that
-of a training step with --layers layers, in CPU seconds, which other work on the
-machine hardly lengthens; the state is counted at 124M parameters, where its
-fixed parts vanish. --write puts the table on top of benchmarks/RESULTS.md.
+which one is best. Steps per second are measured in turns; the state is counted
+at 124M parameters, where its fixed parts vanish. --write puts the table on top
+of benchmarks/RESULTS.md.
 """
 
 import dataclasses
@@ -30,8 +29,6 @@ _BATCH = flags.DEFINE_integer('batch_size', 4, 'sequences per update', 1)
 _STEPS = flags.DEFINE_integer('num_steps', 150, 'updates per run', 20)
 _RATES = flags.DEFINE_list('rates', ['.001', '.01', '.1', '1'], 'peaks tried')
 _TURNS = flags.DEFINE_integer('turns', 7, 'turns of 10 steps, for the speed', 1)
-_DEEP = flags.DEFINE_integer('layers', 12, 'to compile; 0 = not measured', 0)
-_SCAN = flags.DEFINE_bool('scan_layers', False, 'of the model to compile')
 
 _LAST = 10  # the final loss is the mean over as many steps
 
@@ -41,7 +38,6 @@ class Row:
   name: str
   losses: dict[str, float]  # 'default' or a rate as written -> final loss
   bytes_per_parameter: float
-  compile_seconds: float
   turns: list[float] = dataclasses.field(default_factory=list)
 
   @property
@@ -52,11 +48,10 @@ class Row:
 class Trainer:
   """A run without files: the training step and its batches."""
 
-  def __init__(self, name: str, **overrides) -> None:
+  def __init__(self, name: str) -> None:
     c = base.get_config(f'size={_SIZE.value},optimizer={name}')
     c.num_steps, c.batch_size = _STEPS.value, _BATCH.value
     c.checkpoint.mean = False
-    c.update_from_flattened_dict(overrides)
     self.config, self.built = c, loop.build(c)
     self.traced = step.floats(c)
     self.current = None
@@ -70,19 +65,6 @@ class Trainer:
       self.current, self.built.batch(n), self.traced
     )
     return metrics['train/loss']
-
-  def compile_seconds(self) -> float:
-    batch = jax.ShapeDtypeStruct(
-      self.built.data.train.shape,
-      np.int32,
-      sharding=self.built.batch_sharding,
-    )
-    begin = time.process_time()
-    lowered = self.built.train_step.lower(
-      self.built.abstract, batch, self.traced
-    )
-    lowered.compile()
-    return time.process_time() - begin
 
 
 def unigram_entropy(trainer: Trainer) -> float:
@@ -123,22 +105,14 @@ def _turn(trainer, n):
 
 def measure(names: list[str]) -> tuple[list[Row], float]:
   """Returns a row per optimizer, and the unigram entropy of the data."""
-  jax.config.update('jax_enable_compilation_cache', not _DEEP.value)
   rows, trainers = [], []
   for name in names:
-    deep = np.nan
-    if _DEEP.value:
-      layers = {
-        'model.num_layers': _DEEP.value,
-        'model.scan_layers': _SCAN.value,
-      }
-      deep = Trainer(name, **layers).compile_seconds()
     trainer = Trainer(name)
     with jax.set_mesh(trainer.built.mesh):
       rates = {'default': trainer.config.learning_rate}
       rates |= {rate: float(rate) for rate in _RATES.value}
       losses = {k: _final_loss(trainer, rate) for k, rate in rates.items()}
-    row = Row(name, losses, bytes_per_parameter(name), deep)
+    row = Row(name, losses, bytes_per_parameter(name))
     print(f'{name}: {row.losses}', flush=True)
     rows.append(row)
     trainers.append(trainer)
@@ -155,8 +129,8 @@ def table(rows: list[Row], entropy: float) -> str:
   lines = [
     f'| optimizer | steps/s, times {first.name} | final loss, default rate '
     '| the best | at rate '
-    f'| state bytes per parameter | compile, times {first.name} |',
-    '| --- | --- | --- | --- | --- | --- | --- |',
+    '| state bytes per parameter |',
+    '| --- | --- | --- | --- | --- | --- |',
   ]
   for r in rows:
     speed = statistics.median(
@@ -166,8 +140,7 @@ def table(rows: list[Row], entropy: float) -> str:
     lines.append(
       f'| {r.name} | {speed:.2f} | {r.losses["default"]:.3f}{above} '
       f'| {r.losses[r.rate]:.3f} | {r.rate} '
-      f'| {r.bytes_per_parameter:.2f} '
-      f'| {r.compile_seconds / first.compile_seconds:.2f} |'
+      f'| {r.bytes_per_parameter:.2f} |'
     )
   return '\n'.join(lines)
 

@@ -1,6 +1,7 @@
 r"""Training steps on this machine beside nanodo and nanoGPT.
 
   python -m benchmarks.peers --peer_dir=PEERS [--sizes=tiny,small]
+  python -m benchmarks.peers --peer_dir=PEERS --sizes=124m --batch_size=16
 
 PEERS has checkouts `nanodo` (google-deepmind) and `nanoGPT` (karpathy, needs
 torch); what is missing there is named and left out. Each contender is a process
@@ -37,6 +38,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 _PEER_DIR = flags.DEFINE_string('peer_dir', '', 'folder of the checkouts')
 _SIZES = flags.DEFINE_list('sizes', ['tiny', 'small'], 'of configs/sizes.py')
 _TURNS = flags.DEFINE_integer('turns', 5, 'of each contender')
+_BATCH = flags.DEFINE_integer('batch_size', 0, "0 = the size's own", 0)
 _SECONDS = flags.DEFINE_float('seconds', 5.0, 'of each turn')
 _CONTENDER = flags.DEFINE_string('contender', '', 'internal: one contender')
 
@@ -155,6 +157,7 @@ def contend(name: str, size: str, seconds: float) -> None:
   from configs import base
 
   config = base.get_config(f'size={size}')
+  config.batch_size = _BATCH.value or config.batch_size
   tokens_BS = np.random.default_rng(0).integers(
     256, size=(config.batch_size, config.seq_len + 1), dtype=np.int32
   )
@@ -189,13 +192,15 @@ class Process:
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(path)}
     environment['JAX_COMPILATION_CACHE_DIR'] = str(cache / 'jax')
     environment['TORCHINDUCTOR_CACHE_DIR'] = str(cache / 'torch')
+    environment['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # they share a GPU
     environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
     if 'huge' in name:
       environment['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
     begin = time.perf_counter()
     self._process = subprocess.Popen(
       [sys.executable, '-m', 'benchmarks.peers', f'--contender={name}',
-       f'--sizes={size}', f'--seconds={_SECONDS.value}'],
+       f'--sizes={size}', f'--seconds={_SECONDS.value}',
+       f'--batch_size={_BATCH.value}'],
       env=environment, text=True, stdin=subprocess.PIPE,
       stdout=subprocess.PIPE, stderr=(cache / 'stderr').open('w'),
     )  # fmt: skip
