@@ -244,6 +244,13 @@ def _knobs(given: list[str], argv: list[str]) -> str:
   return '\nKnobs of this config:\n' + ''.join(lines)
 
 
+def picture(path: str) -> pathlib.Path:
+  """Returns the path of --out, which must be that of a PNG."""
+  if pathlib.Path(path).suffix != '.png':
+    raise UserError(f"--out='{path}' must end in .png.")
+  return pathlib.Path(path)
+
+
 def integers(flag: str, texts: list[str]) -> list[int]:
   """Parses a list flag of steps."""
   for text in texts:

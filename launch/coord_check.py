@@ -11,8 +11,6 @@ muP keeps alike at all widths (slope 0; 2203.03466, appendix D.1).
 at the peak learning rate; d_ff and heads grow with d_model. Writes no run.
 """
 
-import pathlib
-
 from absl import flags
 
 from launch import cli
@@ -21,7 +19,7 @@ from lm.errors import UserError, did_you_mean
 _DEFAULT = 'configs/debug.py'
 _CONFIG = cli.define_config()
 _WIDTHS = flags.DEFINE_list('widths', ['32', '64', '128'], 'values of d_model')
-_NUM_STEPS = flags.DEFINE_integer('num_steps', 10, 'of each run')
+_NUM_STEPS = flags.DEFINE_integer('num_steps', 10, 'of each run', 1)
 _OF = flags.DEFINE_string('of', 'activations', 'or singular_values')
 _GROW = flags.DEFINE_string('grow', 'heads', 'or head_dim')
 _OUT = flags.DEFINE_string('out', 'coord_check.png', 'the picture')
@@ -33,14 +31,10 @@ _TITLES = {
 
 
 def main() -> None:
-  out, widths = pathlib.Path(_OUT.value), _widths()
-  if out.suffix != '.png':
-    raise UserError(f"--out='{out}' must end in .png.")
+  out, widths = cli.picture(_OUT.value), _widths()
   if _OF.value not in _TITLES:
     hint = did_you_mean(_OF.value, _TITLES)
     raise UserError(f"--of='{_OF.value}' does not exist.{hint}")
-  if _NUM_STEPS.value < 1:
-    raise UserError(f'--num_steps={_NUM_STEPS.value} must be at least 1.')
   from launch.parts import show
   from launch.parts import widths as lib
   from lm import width

@@ -21,7 +21,7 @@ from lm.errors import UserError
 
 _AT = flags.DEFINE_string('at', '', 'RUN, RUN@STEP or RUN/merged/NAME')
 _PROMPT = flags.DEFINE_string('prompt', '\n', 'text, or numbers of tokens')
-_NUM_TOKENS = flags.DEFINE_integer('num_tokens', 200, 'to sample')
+_NUM_TOKENS = flags.DEFINE_integer('num_tokens', 200, 'to sample', 1, 10**9)
 _TEMPERATURE = flags.DEFINE_float(
   'temperature', 0.8, 'divides the logits; 0 = the most probable token'
 )
@@ -31,22 +31,25 @@ _TOP_K = flags.DEFINE_integer(
 _TOKENIZER = flags.DEFINE_string(
   'tokenizer', '', 'a tokenizer.json, of a run on token shards'
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'of the random numbers')
+_SEED = flags.DEFINE_integer('seed', 0, 'of the random numbers', 0, 2**32 - 1)
 
 
 def main() -> None:
   if not _AT.value:
     raise UserError('--at is missing; for example --at=runs/a@1000.')
-  _check('num_tokens', _NUM_TOKENS.value, 1, 10**9)
-  _check('temperature', _TEMPERATURE.value, 0, 1e6)
-  _check('seed', _SEED.value, 0, 2**32 - 1)
+  temperature = _TEMPERATURE.value
+  if not 0 <= temperature <= 1e6:  # absl's bounds let NaN pass
+    raise UserError(f'--temperature={temperature} must be from 0 to 1e6.')
   from lm import address, generate, sources
   from lm.run import Run
 
   ref = address.in_run(_AT.value)
   run = Run(ref.run)
   config = run.config
-  _check('top_k', _TOP_K.value, 0, config.model.vocab_size)
+  if not 0 <= _TOP_K.value <= config.model.vocab_size:
+    raise UserError(
+      f'--top_k={_TOP_K.value} must be from 0 to {config.model.vocab_size}.'
+    )
   if _TOKENIZER.value:
     prompt, show = _tokenized(config)
   elif sources.is_bytes(config):
@@ -63,17 +66,12 @@ def main() -> None:
     params,
     [prompt],
     num_tokens=_NUM_TOKENS.value,
-    temperature=_TEMPERATURE.value,
+    temperature=temperature,
     top_k=_TOP_K.value,
     seed=_SEED.value,
   ):
     print(show(token), end='', flush=True)
   print()
-
-
-def _check(flag, value, least, most):
-  if not least <= value <= most:
-    raise UserError(f'--{flag}={value} must be from {least} to {most}.')
 
 
 def _tokenized(config):

@@ -11,14 +11,12 @@ instead, at the learning rate of the config; the progress of training then hides
 small differences.
 """
 
-import pathlib
 import shlex
 from typing import Any
 
 from absl import flags
 
 from launch import cli
-from lm.errors import UserError
 
 _DEFAULT = 'configs/debug.py'
 _CONFIG = cli.define_config()
@@ -33,9 +31,7 @@ _OUT = flags.DEFINE_string('out', 'lr_range.png', 'the picture')
 
 
 def main() -> None:
-  out = pathlib.Path(_OUT.value)
-  if out.suffix != '.png':
-    raise UserError(f"--out='{out}' must end in .png.")
+  out = cli.picture(_OUT.value)
   from launch.parts import given, range_training, schedule_pictures, show
   from schedules.theory import lr_range
 

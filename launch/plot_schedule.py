@@ -9,7 +9,6 @@ has, for each, the mean multiplier and what the convex bound says of it relative
 to the first: its best peak learning rate and its loss there.
 """
 
-import pathlib
 import shlex
 
 from absl import flags
@@ -33,9 +32,7 @@ def main() -> None:
     raise UserError(
       '--schedules and --runs are missing; for example --schedules=cosine,wsd.'
     )
-  out = pathlib.Path(_OUT.value)
-  if out.suffix != '.png':
-    raise UserError(f"--out='{out}' must end in .png.")
+  out = cli.picture(_OUT.value)
   from launch.parts import curves, schedule_pictures, show
   from lm import foreign_logs
 

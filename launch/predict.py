@@ -27,7 +27,7 @@ _SCHEDULES = flags.DEFINE_string(
 _NUM_STEPS = flags.DEFINE_list('num_steps', [], 'lengths; default: the runs')
 _TAG = flags.DEFINE_string('tag', '', 'of the loss, in foreign logs')
 _LR_TAG = flags.DEFINE_string('lr_tag', '', 'of the learning rate')
-_LAST = flags.DEFINE_integer('last', 1, 'the final loss: mean of so many')
+_LAST = flags.DEFINE_integer('last', 1, 'the final loss: mean of so many', 1)
 _LEVEL = flags.DEFINE_float('level', 0.9, 'probability of the intervals')
 _OUT = flags.DEFINE_string('out', 'predict.png', 'the picture')
 
@@ -35,11 +35,7 @@ _OUT = flags.DEFINE_string('out', 'predict.png', 'the picture')
 def main() -> None:
   if not _RUNS.value:
     raise UserError('--runs is missing; for example --runs=a.csv,b.csv,c.csv.')
-  out = pathlib.Path(_OUT.value)
-  if out.suffix != '.png':
-    raise UserError(f"--out='{out}' must end in .png.")
-  if _LAST.value < 1:
-    raise UserError(f'--last={_LAST.value} must be at least 1.')
+  out = cli.picture(_OUT.value)
   lengths = cli.integers('num_steps', _NUM_STEPS.value)
   from launch.parts import curves, prediction, schedule_pictures, show
 

@@ -36,7 +36,7 @@ _WARMUP = flags.DEFINE_float(
   'warmup', 0.0, 'fraction of the run that is multiplied by a linear warm-up'
 )
 _TAG = flags.DEFINE_string('tag', '', 'of the norms, in a foreign log')
-_SEEDS = flags.DEFINE_integer('seeds', 3, 'of the refuting experiment')
+_SEEDS = flags.DEFINE_integer('seeds', 3, 'of the refuting experiment', 1)
 _OUT = flags.DEFINE_string(
   'out', '', 'default RUN/schedules/refined.npz; ./refined.npz for a log'
 )
@@ -48,8 +48,6 @@ def main() -> None:
   power = _POWER.value
   if not (math.isfinite(power) and (power >= 0 or power == -1)):
     raise UserError(f'--power={power} must be -1 or a finite number >= 0.')
-  if _SEEDS.value < 1:
-    raise UserError(f'--seeds={_SEEDS.value} must be at least 1.')
   from launch.parts import refinement, schedule_pictures, show
   from lm import foreign_logs
 

@@ -74,7 +74,7 @@ def test_a_rule_keeps_changes_alike_that_grow_without_it():
     (['--of=sigma'], "--of='sigma' does not exist. Legal"),
     (['--grow=head'], "--grow='head' does not exist. Did you mean 'heads'"),
     (['--out=a.jpg'], "--out='a.jpg' must end in .png"),
-    (['--num_steps=0'], '--num_steps=0 must be at least 1'),
+    (['--num_steps=0'], '--num_steps=0: 0 is not a positive'),
     (['--widths=320000,640000'], 'averages need'),
     (['--config.width.decay=sqr'], "width.decay='sqr' does not exist"),
   ],

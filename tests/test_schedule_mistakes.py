@@ -43,7 +43,7 @@ BAD = {
     (['--run=norms.jsonl', '--tau=2'], 'tau=2.0'),
     (['--run=norms.jsonl', '--power=nan'], '--power=nan must be'),
     (['--run=norms.jsonl', '--power=-2'], '--power=-2.0 must be'),
-    (['--run=norms.jsonl', '--seeds=0'], '--seeds=0 must be at least 1'),
+    (['--run=norms.jsonl', '--seeds=0'], '--seeds=0: 0 is not'),
     (['--run=norms.jsonl', '--warmup=1'], '--warmup=1.0'),
     (['--run=norms.jsonl', '--num_steps=1'], '--num_steps=1'),
     (['--run=zeros.jsonl'], '0 positive, finite norms'),
