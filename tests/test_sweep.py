@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from scipy import stats
 from launch.parts import schedule_pictures, sweeps, trials
 from lm.run import Run
 from tests import helpers, tools
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 _FILE = """
 from configs import debug
@@ -160,6 +163,32 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 
   assert tools.call(monkeypatch, 'sweep', *words, '--config.num_steps=7') == 2
   assert 'was trained with num_steps=6, not 7' in capsys.readouterr().err
+
+
+# Not configs/papers/defazio2023_refined.py, which reads a run.
+SWEEPS = sorted(
+  p
+  for p in ROOT.glob('configs/**/*.py')
+  if 'def sweep' in p.read_text() and 'refined' not in p.name
+)
+
+
+@pytest.mark.parametrize('path', SWEEPS, ids=lambda p: p.stem)
+def test_every_sweep_of_configs(path, tmp_path, monkeypatch, capsys):
+  """All that comes before and after the training, which gives one number."""
+  trained = []
+
+  def train(_, run, config):
+    trained.append(run.name)
+    return 1.0 + config.learning_rate + config.seed
+
+  monkeypatch.setattr(trials.Trials, 'train', train)
+  words = f'--config={path}', f'--workdir={tmp_path}'
+  assert tools.call(monkeypatch, 'sweep', *words) == 0
+  assert len(trained) == len(set(trained)) >= 10
+  rows = json.loads((tmp_path / 'sweep.json').read_text())['runs']
+  assert len(rows) == len(trained)
+  assert 'wrote' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
