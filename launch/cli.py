@@ -1,7 +1,7 @@
 """What all commands share: flags, --help, one-sentence errors, exit codes.
 
 Exit codes: 0 done, 1 diverged, 2 a mistake of the user, 130 interrupted, 143
-preempted.
+preempted or terminated.
 Imports of this file are light, so that --help answers at once.
 """
 
@@ -12,6 +12,7 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ def run(
   """
   _compilation_cache()  # before anything imports jax
   noise.quiet()
+  before = signal.signal(signal.SIGTERM, _interrupt)
   try:
     argv = _resolve(sys.argv, default_config)
     if {'--help', '-h', '--helpfull'} & set(argv):
@@ -61,19 +63,28 @@ def run(
     text = _no_space(e) or ' '.join(str(e).split())
     print(f'error: {text}', file=sys.stderr)
     code = 2
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as e:
     print(
       'interrupted; the same command starts again, and a run goes on from its '
       'newest checkpoint.',
       file=sys.stderr,
       flush=True,
     )
-    os._exit(130)  # as kill -9: a save that was cut would print or hang
+    os._exit(
+      *(e.args or (130,))
+    )  # as kill -9: a save that was cut would print or hang
   except Exception as e:
     print(f'error: {_of_library(e)}', file=sys.stderr)
     code = 2
+  finally:
+    signal.signal(signal.SIGTERM, before)
   sys.stdout.flush()
   sys.exit(code or 0)
+
+
+def _interrupt(number, frame):
+  """Ends a command as Ctrl-C does, so that it removes what is half done."""
+  raise KeyboardInterrupt(128 + number)
 
 
 def _of_library(e: Exception) -> str:

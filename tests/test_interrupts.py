@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from lm import address
 from lm import run as run_lib
-from tests import helpers
+from tests import helpers, merging_items
 from tests.helpers import ROOT
 
 
@@ -44,6 +46,35 @@ def test_kill_9_then_the_same_command(tmp_path):
   assert address.steps(tmp_path / 'b')[-1] < 60
   helpers.command('launch.train', *arguments, f'--workdir={tmp_path}/b')
   helpers.assert_same_run(tmp_path / 'a', tmp_path / 'b')
+
+
+_MERGE = """
+import os, runpy, signal, sys
+from merging.engine import items
+real, number = items.Writer.create, int(sys.argv.pop(1))
+def create(*args, **kwargs):
+  real(*args, **kwargs)
+  os.kill(os.getpid(), number)
+items.Writer.create = create
+runpy.run_module('launch.merge', run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_merge_that_is_ended_leaves_nothing(tmp_path, number):
+  for i in range(2):
+    merging_items.save(tmp_path / 'in' / str(i), merging_items.params(i))
+  flags = f'--inputs={tmp_path}/in', '--steps=0,1', f'--out={tmp_path}/out'
+  ended = subprocess.run(
+    [sys.executable, '-c', _MERGE, str(int(number)), *flags],
+    cwd=ROOT,
+    check=False,
+    capture_output=True,
+    text=True,
+  )
+  assert ended.returncode == 128 + number
+  assert ended.stderr.startswith('interrupted; ')
+  assert [p.name for p in tmp_path.iterdir()] == ['in']
 
 
 def test_sigterm_saves_and_exits(tmp_path):
