@@ -70,9 +70,8 @@ def run(
       file=sys.stderr,
       flush=True,
     )
-    os._exit(
-      *(e.args or (130,))
-    )  # as kill -9: a save that was cut would print or hang
+    # As kill -9: a save that was cut would print or hang.
+    os._exit(*(e.args or (130,)))
   except Exception as e:
     print(f'error: {_of_library(e)}', file=sys.stderr)
     code = 2
