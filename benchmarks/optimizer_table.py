@@ -12,6 +12,7 @@ of benchmarks/RESULTS.md.
 
 import dataclasses
 import statistics
+import sys
 import time
 
 import jax
@@ -113,7 +114,7 @@ def measure(names: list[str]) -> tuple[list[Row], float]:
       rates |= {rate: float(rate) for rate in _RATES.value}
       losses = {k: _final_loss(trainer, rate) for k, rate in rates.items()}
     row = Row(name, losses, bytes_per_parameter(name))
-    print(f'{name}: {row.losses}', flush=True)
+    print(f'{name}: {row.losses}', file=sys.stderr, flush=True)
     rows.append(row)
     trainers.append(trainer)
   for i in range(_TURNS.value):
@@ -145,17 +146,15 @@ def table(rows: list[Row], entropy: float) -> str:
   return '\n'.join(lines)
 
 
+@results.entry('every optimizer')
 def main() -> None:
   names = _ONLY.value or spec.names('optimizers')
   rows, entropy = measure(names)
-  text = (
+  print(
     'Default configs, and the best of the rates '
     f'{", ".join(["default", *_RATES.value])}. The unigram entropy of the data '
     f'is {entropy:.3f} nats.\n\n' + table(rows, entropy)
   )
-  print(f'\n{text}')
-  if results.WRITE.value:
-    results.enter('every optimizer', text)
 
 
 if __name__ == '__main__':

@@ -18,20 +18,20 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
-WRITE = flags.DEFINE_bool(
-  'write', False, 'enter the output in RESULTS.md', module_name=sys.argv[0]
-)
 _KEYS = ('model name', 'cpu family')
 _RESULTS = pathlib.Path(__file__).with_name('RESULTS.md')
 
 
 def entry(title: str) -> Callable[..., Callable]:
   """Makes a `main` that enters what it prints in RESULTS.md, with --write."""
+  write = flags.DEFINE_bool(
+    'write', False, 'enter the output in RESULTS.md', module_name=sys.argv[0]
+  )
 
   def decorate(main):
     @functools.wraps(main)
     def wrapped(*args):
-      if not WRITE.value:
+      if not write.value:
         return main(*args)
       printed = _Copy()
       with contextlib.redirect_stdout(printed):

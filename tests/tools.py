@@ -12,13 +12,14 @@ from absl import flags
 from tests import helpers
 
 
-def call(monkeypatch, name, *arguments):
+def call(monkeypatch, name, *arguments, package='launch'):
   """Runs `python -m launch.NAME`; returns its exit code."""
-  monkeypatch.setattr(sys, 'argv', [f'launch.{name}', *map(str, arguments)])
+  module = f'{package}.{name}'
+  monkeypatch.setattr(sys, 'argv', [module, *map(str, arguments)])
   others = _take()
   flags.FLAGS.unparse_flags()
   try:
-    runpy.run_module(f'launch.{name}', run_name='__main__')
+    runpy.run_module(module, run_name='__main__')
   except SystemExit as e:
     return e.code
   finally:
@@ -26,7 +27,7 @@ def call(monkeypatch, name, *arguments):
     for flag_name, (flag, module) in others.items():
       flags.FLAGS[flag_name] = flag
       flags.FLAGS.register_flag_by_module(module, flag)
-  raise AssertionError(f'launch.{name} did not exit')
+  raise AssertionError(f'{module} did not exit')
 
 
 def _take():
