@@ -15,7 +15,8 @@ COMMANDS = {
     '| lion | N (N .. N) | N (N .. N) | N% | N% |',
   'optimizer_table --only=lion --size=debug --num_steps=20 --rates=.01 '
   '--turns=1 --batch_size=8': '| lion | N | N (above!) | N | N | N |',
-  'optimizers --size=debug --only=adamw --repeats=1 --together=1': '| adamw | N | N (N .. N) |',
+  'optimizers --size=debug --only=adamw --repeats=1 --together=1':
+    '| adamw | N | N (N .. N) |',
 }  # fmt: skip
 
 
