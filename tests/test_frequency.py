@@ -66,20 +66,26 @@ def test_mistakes(counts, num, sentence):
 
 
 def test_decay_is_the_less_biased_the_more_cautious_its_mask():
-  """cautious << random at its rate << by the gradient < plain (2510.12402)."""
-  loss = {
-    mode: np.sum(toys.zipf() * toys.bigram(mode, 10.0)) for mode in toys.ARMS
+  """cautious << random at its rate << by the gradient < plain (2510.12402).
+
+  Losses of 3e-7 and below 0.1 depend on the initial values; the others are
+  within 10 % of those of an independent implementation.
+  """
+  run = lambda wd: {
+    mode: np.sum(toys.zipf() * toys.bigram(mode, wd)) for mode in toys.ARMS
   }
+  loss = run(10.0)
   assert loss['none'] < 1e-6
   assert 10 * loss['cautious'] < loss['random-matched']
   assert 10 * loss['random-matched'] < loss['cautious-gradient']
   assert 1.3 * loss['cautious-gradient'] < loss['decoupled']
-  loss = {
-    mode: np.sum(toys.zipf() * toys.bigram(mode, 2.0)) for mode in toys.ARMS
-  }
+  assert loss['cautious-gradient'] == pytest.approx(2.13, rel=0.1)
+  loss = run(2.0)
+  assert loss['none'] == pytest.approx(0, abs=1e-8)
   assert loss['cautious'] < loss['random-matched'] < 1e-4
   assert 1.3 * loss['cautious-gradient'] < loss['decoupled']
   assert loss['cautious-gradient'] > 0.1
+  assert loss['decoupled'] == pytest.approx(1.215, rel=0.02)
 
 
 def test_plain_decay_forgets_rare_tokens_first():
@@ -89,8 +95,10 @@ def test_plain_decay_forgets_rare_tokens_first():
   )
   assert (np.diff(losses[:, 1:], axis=0) > 0).all()
   assert (np.diff(losses[1:], axis=1) > 0).all()
-  assert losses[0].max() < 0.01 and losses[1, -1] > 0.5 and losses[2, -1] > 2
-  assert toys.by_rarity(toys.bigram('cautious', 2.0)).max() < 1e-3
+  assert losses[0].max() < 5e-4
+  np.testing.assert_allclose(losses[1, 3], 1.2798, rtol=0.2)
+  np.testing.assert_allclose(losses[2, 2:], [0.9909, 3.9078], rtol=0.05)
+  assert toys.by_rarity(toys.bigram('cautious', 2.0)).max() < 5e-5
 
 
 @pytest.mark.parametrize(
@@ -103,5 +111,7 @@ def test_plain_decay_forgets_rare_tokens_first():
   ],
 )
 def test_rare_classes_are_slow_for_gradient_descent_alone(name, want):
-  """Mean, frequent, medium, rare after 200 steps, from log 111 = 4.71."""
+  """Mean, frequent, medium, rare after 200 steps, from log 111."""
+  start = toys.classes(toys.SMALL[name], num_steps=0)
+  np.testing.assert_allclose(start, 4.7095, atol=5e-5)
   np.testing.assert_allclose(toys.classes(toys.SMALL[name]), want, atol=6e-5)

@@ -75,7 +75,7 @@ def test_first_update_of_muon_after_adamw(policy):
     used = mean[layer] if policy == 'carry_mu' else g[layer]
     u = 0.2 * np.sqrt(8) * _orthogonalized(used)
     want = -LR * (u + WD * x[layer])
-    np.testing.assert_allclose(got[layer], want, rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(got[layer], want, rtol=0, atol=2e-14)
     # An exact factor has RMS 0.2, as AdamW about; Keller's values are in
     # [0.68, 1.14] for singular values above 0.01 of the norm.
     assert 0.2 * 0.68 < np.sqrt(np.mean(u**2)) < 0.2 * 1.14
