@@ -5,12 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from lm import axes as lm_axes
 from lm import loop, mesh, spec, step
 from lm import run as run_lib
 from lm.errors import UserError
 from lm.state import TrainState
+from optimizers.adamw import adamw
 from tests import helpers
 from tests import optimizer_problem as problem
 
@@ -76,6 +79,58 @@ def test_any_state_spread_over_data_gives_the_same_numbers(
     found[tuple(n for n in names if n and not n.startswith('block'))] = shard
   for key, shard in pieces.items():
     assert found[key][-len(shard) :] == shard, (key, found[key])
+
+
+def test_golden_shards_of_two_matrices():
+  """On 4 x 2 devices, mu of (64, 128) and (128, 64); AdamW, which
+  in float32 would enlarge what is round-off in gradients of 1e-8.
+
+  In P(tensor, data) data comes last: the moments are parts of what a device
+  holds of the parameter, where (data, tensor) would move them.
+  """
+  devices = mesh.make(ConfigDict({'data': 4, 'fsdp': 1, 'tensor': 2}))
+  names = {'w1': ('embed', 'mlp'), 'w2': ('mlp', 'embed')}
+  axes = {k: lm_axes.from_names(v) for k, v in names.items()}
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.standard_normal(shape)
+  params = {'w1': draw(64, 128) / 8, 'w2': draw(128, 64) / 11}
+  x, y, tx = draw(32, 64), draw(32, 64), adamw(1e-2, axes)
+
+  def init():
+    zero = jnp.zeros((), jnp.int32)
+    p = _float64(params)
+    return TrainState(zero, p, tx.init(p), p, zero, zero)
+
+  def loss(p):
+    return jnp.mean((jnp.tanh(x @ p['w1']) @ p['w2'] - y) ** 2)
+
+  @jax.jit
+  def one(state):
+    g = jax.grad(loss)(state.params)
+    updates, new = tx.update(g, state.opt_state, state.params)
+    moved = optax.apply_updates(state.params, updates)
+    return state.replace(params=moved, opt_state=new)
+
+  with jax.enable_x64(True):
+    shapes = jax.eval_shape(init)
+    place = mesh.state_shardings(devices, axes, shapes, zero=1)
+    spread = jax.jit(one, out_shardings=place)
+    got, want = jax.device_put(init(), place), init()
+    for _ in range(5):
+      got, want = spread(got), one(want)
+  shard = got.opt_state.mu['w2'].addressable_shards[0].data
+  assert shard.shape == (16, 64)
+  for k in names:
+    a, b = jax.device_get((got.params[k], want.params[k]))
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+    assert np.abs(b - params[k]).max() > 0.02
+  mu = place.opt_state.mu
+  assert place.params['w1'].spec == P('fsdp', 'tensor')
+  assert mu['w1'].spec == P(('fsdp', 'data'), 'tensor')
+  assert mu['w2'].spec == P(('tensor', 'data'), 'fsdp')
+  assert mu['w1'].shard_shape((64, 128)) == (16, 64)
+  assert mu['w2'].shard_shape((128, 64)) == (16, 64)
+  assert place.opt_state.count.is_fully_replicated
 
 
 def _built(zero, **more):
