@@ -7,6 +7,7 @@ CHANGELOG, or undo it.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from optimizers.adamw import adamw
 from optimizers.lion import lion
 from optimizers.muon import muon
-from optimizers.parts import newton_schulz
+from optimizers.parts import decay_masks, newton_schulz
 from optimizers.signum import signum
 from tests import optimizer_problem as problem
 
@@ -201,3 +202,52 @@ def test_optax(ours, theirs):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-15), got, want
   )
+
+
+def test_golden_masks_of_cautious_decay():
+  """k of two steps, before the learning rate; of -lr u it would be another.
+
+  k is what 'cautious' and 'none' differ by. Where x = 0 it shows nothing.
+  """
+  run = lambda mode: problem.run(
+    adamw(0.1, weight_decay=0.5, decay=mode), np.array(X0), np.array(G)
+  )
+  cautious, none = run('cautious'), run('none')
+  first = (none[0] - cautious[0]) / (0.05 * np.array([1, -2, 3, 1, -0.5]))
+  np.testing.assert_allclose(first, [1, 0, 0, 0, 1], atol=1e-12)
+  for sign, want in ((1.0, [1, 0, 0, 1, 1]), (-0.1, [0, 1, 1, 1, 1])):
+    x, u = jnp.array(X0).at[3].set(0.0), sign * jnp.array(G[0])
+    k = decay_masks.masked('cautious', x, u, u, batch=(), key=None)[0]
+    np.testing.assert_array_equal(k, jnp.array(want) * x)
+
+
+def test_moments_of_bfloat16_parameters_do_not_freeze():
+  """1000 steps of b2 = 0.999 from 1 with g^2 = 2: 1.632.
+
+  bfloat16(0.999) is 1, so that a moment of bfloat16 would stay.
+  """
+  assert jnp.bfloat16(0.999) == 1
+  x = jnp.ones((2, 2), jnp.bfloat16)
+  tx = adamw(0.0, b2=0.999)
+  state = tx.init(x)._replace(nu=jnp.ones((2, 2)))
+  g = jnp.full((2, 2), 2**0.5)
+  step = lambda state, _: (tx.update(g, state, x)[1], None)
+  state, _ = jax.jit(lambda s: jax.lax.scan(step, s, length=1000))(state)
+  assert tx.init(x).nu.dtype == state.nu.dtype == jnp.float32
+  np.testing.assert_allclose(state.nu, 1.632, atol=5e-4)
+
+
+def test_decay_below_what_bfloat16_resolves_acts_on_float32_parameters():
+  """x (1 - lr wd) of 1 is 1 for 1.9e-3 and 0.99609 for 2e-3 in bfloat16.
+
+  Updates are float32 for both, so that float32 parameters keep all of them.
+  """
+  for shrink, rounded in ((1.9e-3, 1.0), (2e-3, 0.99609375)):
+    tx = adamw(shrink, weight_decay=1.0)
+    for dtype, want in ((jnp.bfloat16, rounded), (jnp.float32, 1 - shrink)):
+      x = jnp.ones((2, 2), dtype)
+      updates, _ = tx.update(0 * x, tx.init(x), x)
+      assert updates.dtype == jnp.float32
+      np.testing.assert_allclose(
+        optax.apply_updates(x, updates).astype(jnp.float32), want, rtol=1e-7
+      )
