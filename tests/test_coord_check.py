@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from launch.parts import widths
-from lm import model
+from lm import loop, model, state, step
 from tests import helpers, tools
 
 
@@ -62,6 +62,37 @@ def test_a_rule_keeps_changes_alike_that_grow_without_it():
   for kind in ('attn', 'logits'):
     assert abs(rule[kind]) < 0.35
     assert plain[kind] > 0.5
+
+
+RATES = [2e-3 * 2**k for k in range(6)]
+
+
+def _best(width, base_width):
+  """The place in RATES of the lowest loss, a mean over steps 32 to 48."""
+  knobs = {'num_layers': 1, 'num_kv_heads': 2, 'base_width': base_width}
+  config = helpers.config(**{f'model__{k}': v for k, v in knobs.items()})
+  config = widths.at_width(config, width, 'heads')
+  built = loop.build(config)
+  train_step = jax.jit(step.build_train(config, built.model))  # on one device
+  tokens = [np.asarray(built.batch(n)) for n in range(48)]
+  start = state.init(config, built.model, jax.random.key(0))
+  losses = []
+  for rate in RATES:
+    s, found = start, []
+    traced = {**step.floats(config), 'learning_rate': rate}
+    for batch in tokens:
+      s, metrics = train_step(s, batch, traced)
+      found.append(metrics['train/loss'])
+    losses.append(np.mean(jax.device_get(found[32:])))
+  return int(np.argmin(losses))
+
+
+def test_the_best_learning_rate_transfers_by_a_rule_alone():
+  """From width 16 to 128 it moves by at most one factor of 2, else by more."""
+  base = _best(16, 16)
+  assert 0 < base < len(RATES) - 1
+  assert abs(_best(128, 16) - base) <= 1
+  assert base - _best(128, 0) >= 2
 
 
 @pytest.mark.parametrize(
