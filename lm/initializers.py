@@ -50,9 +50,9 @@ def zero(fan_in: int, fan_out: int, *, isometric: bool = False) -> jax.Array:
   """Returns ZerO's matrix, (fan_in, fan_out): a partial identity or Hadamard.
 
   fan_out > fan_in: of the Hadamard matrix of the next power of two p, over
-  sqrt(p), the first rows and columns. All its singular values are
-  sqrt(fan_out / p) where fan_in divides fan_out and is a power of two; this is
-  their RMS otherwise, and `isometric` divides by it.
+  sqrt(p), the first rows and columns. The RMS of its singular values is
+  sqrt(fan_out / p), and all are this if fan_in is a power of two that divides
+  fan_out; `isometric` divides by it.
   """
   if fan_out <= fan_in:
     return jnp.eye(fan_in, fan_out)
