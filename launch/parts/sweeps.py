@@ -199,7 +199,8 @@ def lines(found: Sequence[Group], key: str) -> dict[str, list[Group]]:
   """Returns {what else is the same: groups by their value of `key`}."""
   drawn: dict[str, list[Group]] = {}
   for g in sorted(found, key=lambda g: g.values[key]):
-    drawn.setdefault(_name(g, key), []).append(g)
+    name = _name(g, key) or 'no other field'  # legends leave '' out
+    drawn.setdefault(name, []).append(g)
   return drawn
 
 
