@@ -229,6 +229,7 @@ def _report(rows, folder, cold):
 
 
 def _measure(what, inputs, folder, cold):
+  os.sync()  # what the row before wrote is no part of this one
   for path in _files(inputs):
     with path.open('rb') as f:
       if cold:
