@@ -3,7 +3,8 @@ r"""What each option of configs/base.py does to the loss. For launch.sweep.
   python -m launch.sweep --config=configs/options.py --workdir=runs/options
 
 AdamW, three rates around its best (README), three seeds, an option at a time;
-each has its own best rate. NaP stands instead of weight decay, as in its paper.
+each has its own best rate. NaP stands instead of weight decay, as in its paper,
+with the norms of both initial values.
 In benchmarks/RESULTS.md.
 """
 
@@ -17,6 +18,11 @@ OPTIONS = {
   'none': {},
   'no-decay': {'optimizer.weight_decay': 0.0},
   'nap': {'project': 'nap', 'optimizer.weight_decay': 0.0},
+  'nap-orthogonal': {
+    'project': 'nap',
+    'optimizer.weight_decay': 0.0,
+    'model.init': 'orthogonal',
+  },
   'spectral': {'spectral_penalty': 1e-3},
   'linearity': {'linearity': 0.1},
   'qk-clip': {'qk_clip': 10.0},
