@@ -44,6 +44,7 @@ bench: .venv/installed-test
 	$(call run,benchmarks.memory --sizes=124m)
 	$(call run,benchmarks.share --size=nano)
 	$(call run,benchmarks.merging --layers=2 --parts=cold$(comma)warm)
+	$(call run,benchmarks.loop --sizes=nano)
 	$(call run,benchmarks.sweep --num_steps=20 --turns=2)
 
 lint: .venv/installed-test
