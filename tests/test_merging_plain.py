@@ -223,3 +223,38 @@ def test_leaf_names_are_places_in_the_result(tmp_path):
     'legal',
     'out',
   ]
+
+
+@pytest.mark.parametrize(
+  ('chunk', 'most', 'want'),
+  [
+    ((12, 10), 120, (12, 10)),
+    ((12, 10), 60, (6, 10)),
+    ((12, 10), 59, (4, 10)),
+    ((13, 10), 65, (6, 10)),  # a prime number of rows
+    ((13, 10), 7, (1, 5)),
+    ((13, 11), 7, (1, 7)),
+    ((13, 11), 0, (1, 1)),
+    ((), 5, ()),
+  ],
+)
+def test_parts_of_a_chunk(chunk, most, want):
+  assert chunks.split(chunk, most) == want
+
+
+def test_primes_are_no_reason_for_many_files(tmp_path, monkeypatch):
+  """Orbax stores a leaf of one device as one chunk, whatever its sides are."""
+  monkeypatch.setattr(items, '_CHUNK', 4000)
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: rng.standard_normal(shape, np.float32)
+  tree = {'v': draw(7919), 'w': draw(211, 113)}
+  # Chunks of a prime number of rows, twice.
+  small = made.save(tmp_path / 'small', {'x': draw(2 * 211, 10)}, 8440)
+  for path, name in ((made.save(tmp_path / 'in', tree), 'w'), (small, 'x')):
+    out = tmp_path / f'out-{name}'
+    want = stream.combine([(path, 1.0)])
+    stream.merge([(path, 1.0)], out)
+    made.assert_same_bits(made.restore(out), want)
+    files = [p for p in out.rglob('*') if p.is_file()]
+    assert 4 < len(files) < 60
+    assert max(p.stat().st_size for p in files) <= 2 * 4220

@@ -150,12 +150,16 @@ def about(
 
 
 def split(chunk: tuple[int, ...], most: int) -> tuple[int, ...]:
-  """Returns an even part of a chunk, one range of it: `most` elements."""
+  """Returns a part of a chunk that is one range of it: `most` elements or less.
+
+  Parts of that size tile the chunk, unless none of over half of `most` do.
+  """
   chunk = list(chunk)
   for axis, n in enumerate(chunk):
-    parts = -(-math.prod(chunk) // most)
-    d = next(d for d in range(min(parts, n), n + 1) if n % d == 0)
-    chunk[axis] = n // d
+    room = max(most // math.prod(chunk[axis + 1 :]), 1)
+    if n > room:
+      even = (d for d in range(room, room // 2, -1) if n % d == 0)
+      chunk[axis] = next(even, room)
   return tuple(chunk)
 
 

@@ -206,7 +206,12 @@ class Writer:
     if name.startswith('/') or '..' in name.split('/'):
       raise ValueError('its name would be a place outside the result')
     kind = ts.dtype(dtype).numpy_dtype
-    self._chunks[name] = chunks.split(chunk, _CHUNK // kind.itemsize)
+    part = chunks.split(chunk, _CHUNK // kind.itemsize)
+    # Parts of a block: they tile it, or it is the last along its axis.
+    self._chunks[name] = tuple(
+      p if c % p == 0 or c == n else c
+      for p, c, n in zip(part, chunk, shape, strict=True)
+    )
     (self._out / name).mkdir(parents=True, exist_ok=True)
     if self._part[0] == 0:
       about = chunks.about(shape, dtype, self._chunks[name])
