@@ -3,7 +3,7 @@ r"""Does the best learning rate of one width hold for others, as muP says?
 Claim of arXiv 2203.03466 (section 4, figure 1): with the rates, initial values
 and multipliers of muP, the best learning rate does not move with the width;
 without, it falls. Here on a byte-level transformer of two layers, d_model 64 to
-512, with heads and d_ff in proportion.
+256, with heads and d_ff in proportion.
 
   python -m launch.sweep --config=configs/papers/yang2022_mup.py \
       --workdir=runs/mup
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from configs import compare
 
 BASE = 64
-WIDTHS = (64, 128, 256, 512)
+WIDTHS = (64, 128, 256)
 RATES = tuple(7.5e-4 * 2**i for i in range(6))
 
 
