@@ -79,6 +79,16 @@ def test_groups_are_alike_but_for_the_seed():
   np.testing.assert_allclose(ax.lines[0].get_ydata(), [3.1, 2.1])
 
 
+def test_keys_that_change_together_are_one_column():
+  rows = [{'d': d, 'heads': d // 16, 'lr': r} for d in (32, 64) for r in (1, 2)]
+  found = sweeps.groups(_methods(rows), [0] * 4, [1.0, 2.0, 3.0, 4.0])
+  want = [{'d': d, 'lr': r} for d in (32, 64) for r in (1, 2)]
+  assert [g.values for g in found] == want
+  rows[3]['heads'] = 3
+  found = sweeps.groups(_methods(rows), [0] * 4, [1.0, 2.0, 3.0, 4.0])
+  assert [*found[0].values] == ['d', 'heads', 'lr']
+
+
 def test_settings_of_equal_values_are_not_one_line():
   """b1 = 0.5 is not b2 = 0.5; and seeds are paired in any order."""
   rows = [{key: 0.5, 'rate': r, 'seed': s} for key in ('b1', 'b2')

@@ -120,10 +120,19 @@ def groups(
   seeds: Sequence[int],
   losses: Sequence[float],
 ) -> list[Group]:
-  """Returns the settings without their seeds, in order."""
+  """Returns the settings without their seeds, in order.
+
+  Of keys that always change together the first stands for all.
+  """
   rows = [{**m.choices, **m.fields} for m in found.values()]
-  keys = [k for k in dict.fromkeys(k for r in rows for k in r) if k != 'seed']
-  keys = [k for k in keys if len({str(r.get(k)) for r in rows}) > 1]
+  changes: dict[tuple[int, ...], str] = {}  # where each value came first -> key
+  for key in dict.fromkeys(k for r in rows for k in r if k != 'seed'):
+    first: dict[str, int] = {}
+    texts = [str(r.get(key)) for r in rows]
+    pattern = tuple(first.setdefault(t, i) for i, t in enumerate(texts))
+    if len(first) > 1:
+      changes.setdefault(pattern, key)
+  keys = [*changes.values()]
   together: dict[str, Group] = {}
   for r, seed, loss in zip(rows, seeds, losses, strict=True):
     values = {k: r[k] for k in keys if k in r}
