@@ -122,20 +122,20 @@ def groups(
 ) -> list[Group]:
   """Returns the settings without their seeds, in order.
 
-  Of keys that always change together the first stands for all.
+  Of keys that all settings have and that change together the first stands for
+  all.
   """
   rows = [{**m.choices, **m.fields} for m in found.values()]
-  changes: dict[tuple[int, ...], str] = {}  # where each value came first -> key
+  keys: dict[Any, str] = {}  # {where each value came first: key}
   for key in dict.fromkeys(k for r in rows for k in r if k != 'seed'):
     first: dict[str, int] = {}
     texts = [str(r.get(key)) for r in rows]
     pattern = tuple(first.setdefault(t, i) for i, t in enumerate(texts))
     if len(first) > 1:
-      changes.setdefault(pattern, key)
-  keys = [*changes.values()]
+      keys.setdefault(pattern if all(key in r for r in rows) else key, key)
   together: dict[str, Group] = {}
   for r, seed, loss in zip(rows, seeds, losses, strict=True):
-    values = {k: r[k] for k in keys if k in r}
+    values = {k: r[k] for k in keys.values() if k in r}
     together.setdefault(str(values), Group(values, {})).losses[seed] = loss
   return [*together.values()]
 
