@@ -14,15 +14,12 @@ from configs import compare
 
 get_config = compare.get_config
 
+_NAP = {'project': 'nap', 'optimizer.weight_decay': 0.0}
 OPTIONS = {
   'none': {},
   'no-decay': {'optimizer.weight_decay': 0.0},
-  'nap': {'project': 'nap', 'optimizer.weight_decay': 0.0},
-  'nap-orthogonal': {
-    'project': 'nap',
-    'optimizer.weight_decay': 0.0,
-    'model.init': 'orthogonal',
-  },
+  'nap': _NAP,
+  'nap-orthogonal': {**_NAP, 'model.init': 'orthogonal'},
   'spectral': {'spectral_penalty': 1e-3},
   'linearity': {'linearity': 0.1},
   'qk-clip': {'qk_clip': 10.0},

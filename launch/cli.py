@@ -46,7 +46,7 @@ def run(
   """
   _compilation_cache()  # before anything imports jax
   noise.quiet()
-  before = signal.signal(signal.SIGTERM, _interrupt)
+  before = signal.signal(signal.SIGTERM, _terminate)
   try:
     argv = _resolve(sys.argv, default_config)
     if {'--help', '-h', '--helpfull'} & set(argv):
@@ -71,7 +71,7 @@ def run(
       flush=True,
     )
     # As kill -9: a save that was cut would print or hang.
-    os._exit(*(e.args or (130,)))
+    os._exit(143 if e.args == (signal.SIGTERM,) else 130)
   except Exception as e:
     print(f'error: {_of_library(e)}', file=sys.stderr)
     code = 2
@@ -81,9 +81,9 @@ def run(
   sys.exit(code or 0)
 
 
-def _interrupt(number, frame):
+def _terminate(number, frame):
   """Ends a command as Ctrl-C does, so that it removes what is half done."""
-  raise KeyboardInterrupt(128 + number)
+  raise KeyboardInterrupt(number)
 
 
 def _of_library(e: Exception) -> str:

@@ -39,8 +39,11 @@ def wanted(record: logging.LogRecord) -> bool:
 
 def unraisable(found: Any) -> None:
   """A sys.unraisablehook."""
-  if found.exc_type is KeyboardInterrupt:  # Ctrl-C hit a callback: once more
-    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+  if found.exc_type is KeyboardInterrupt:  # it hit a callback: once more
+    # launch/cli.py raises SIGTERM with its number.
+    term = getattr(found.exc_value, 'args', ()) == (signal.SIGTERM,)
+    number = signal.SIGTERM if term else signal.SIGINT
+    threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
   elif str(found.exc_value) != _CLOSED:
     _hooks[-1](found)
 

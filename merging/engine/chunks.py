@@ -66,6 +66,11 @@ class Layout(NamedTuple):
   stored: dict[Number, Place | bytes]
   codec: str | None  # of a chunk
 
+  @property
+  def complete(self) -> bool:
+    """Whether no chunk is lost, or left out as zeros: TensorStore knows."""
+    return len(self.stored) == len(self.array.numbers())
+
   def plain(self) -> Plain | None:
     """Returns the array, or None if its chunks are encoded."""
     if self.codec:
@@ -167,5 +172,5 @@ def _kind(dtype):
   """Returns the type of '<f4', 'bfloat16', ...; None of other byte orders."""
   if dtype == 'bfloat16':
     return ts.bfloat16
-  legal = isinstance(dtype, str) and re.fullmatch('<[fiu][248]', dtype)
+  legal = isinstance(dtype, str) and re.fullmatch(r'<[fiu][248]|\|[iu]1', dtype)
   return ts.dtype(np.dtype(dtype)) if legal else None

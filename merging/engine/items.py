@@ -79,8 +79,8 @@ class Array(NamedTuple):
   read: returns the array of some slices.
   place: returns (file, first byte) of their elements, if they lie there one
     after another as numpy has them in memory; else None.
-  unpacked: returns the same array with a `read` that needs no whole chunk,
-    through a temporary file in a folder if it must; None if it cannot be.
+  unpack: returns the same array with a `read` that needs no whole chunk, if it
+    must through a file without a name in a folder; None if it cannot be.
   """
 
   shape: tuple[int, ...]
@@ -88,7 +88,7 @@ class Array(NamedTuple):
   chunk: tuple[int, ...]
   read: Callable[[Index], np.ndarray]
   place: Callable[[Index], Place | None]
-  unpacked: Callable[[pathlib.Path | None], 'Array | None']
+  unpack: Callable[[pathlib.Path | None], plain.Plain] | None = None
 
 
 class Item:
@@ -127,20 +127,15 @@ class Item:
         return found.read(index)
       return whole()[index].read().result()  # for several chunks faster
 
-    def unpacked(folder):
-      if array is found:
-        return Array(*found[:3], found.read, place, unpacked)
-      if not layout or layout.codec != 'zstd':
-        return None
-      if len(layout.stored) < len(layout.array.numbers()):
-        return None  # the others are lost, or zeros: TensorStore knows
-      file = plain.unpack(layout.array, layout.stored, folder)
-      return Array(*file[:3], file.read, file.place, unpacked)
-
+    unpack = None
+    if array is found:
+      unpack = lambda folder: found
+    elif layout and layout.codec == 'zstd' and layout.complete:
+      unpack = functools.partial(plain.unpack, layout.array, layout.stored)
     chunk = tuple(
       max(min(c, n), 1) for c, n in zip(chunk, array.shape, strict=True)
     )
-    return Array(array.shape, array.dtype, chunk, read, place, unpacked)
+    return Array(array.shape, array.dtype, chunk, read, place, unpack)
 
   def lost(self, name: str) -> str | None:
     """Returns a chunk that is no file, or a cut one, where chunks are files."""

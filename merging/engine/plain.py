@@ -127,7 +127,9 @@ def _decode(stored, file, size):
   with io.BytesIO(stored) if inline else stored.path.open('rb') as source:
     start = 0 if inline else stored.start
     source.seek(start)
-    found = zstandard.frame_content_size(source.read(_HEADER))
+    done = zstandard.frame_content_size(source.read(_HEADER))
+    if done != size:
+      raise ValueError(f'it says that it has {done} bytes, not {size}')
     source.seek(start)
     reader = zstandard.ZstdDecompressor().stream_reader(source)
     done = 0
@@ -136,6 +138,5 @@ def _decode(stored, file, size):
       view = memoryview(piece)
       while view:  # a file may take less than it is given
         view = view[file.write(view) :]
-  for n in (done, found):
-    if n not in (-1, size):  # -1: its header does not say
-      raise ValueError(f'it has {n} bytes, not {size}')
+  if done != size:
+    raise ValueError(f'it has {done} bytes, not {size}')

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from merging.engine import items, safetensors
+from merging.engine import items, plain, safetensors
 
 Path = str | pathlib.Path
 Sources = Sequence[tuple[Path, float]]  # (item directory, coefficient)
@@ -50,7 +50,7 @@ class Leaf(NamedTuple):
   dtype: str  # of the result
   sum_dtype: np.dtype
   chunk: tuple[int, ...]
-  arrays: list[items.Array]
+  arrays: list[items.Array | plain.Plain]
 
   @property
   def averaged(self) -> bool:

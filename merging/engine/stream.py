@@ -136,6 +136,10 @@ def _each_block(p, leaves, part, use) -> None:
           # Where all threads may work some blocks wait, so that none is idle.
           wait(most - 1 if most < _THREADS else 2 * _THREADS)
           waiting.append(pool.submit(block, leaf, index))
+      if unpacked := [a.file for a in leaf.arrays if getattr(a, 'file', None)]:
+        wait(0)
+        for file in unpacked:
+          file.close()
     wait(0)
   finally:
     pool.shutdown(cancel_futures=True)  # no late write brings files back
@@ -213,15 +217,16 @@ def _leaves(p: Plan, folder: pathlib.Path | None) -> Iterator[Leaf]:
   for leaf in plan.leaves(p):
     each, source = _bytes(leaf)
     most = p.options.max_bytes // each  # elements
-    if math.prod(leaf.chunk) > most:
-      arrays = []
-      for path, array in zip(p.paths, leaf.arrays, strict=True):
-        with plan.named(path, leaf.name):
-          arrays.append(array.unpacked(folder))
+    first = 0 if leaf.averaged else len(leaf.arrays) - 1  # that is read
+    legal = all(array.unpack for array in leaf.arrays[first:])
+    if 0 < most < math.prod(leaf.chunk) and legal:
+      arrays = leaf.arrays[:first]
+      for path, array in zip(p.paths[first:], leaf.arrays[first:], strict=True):
+        with plan.named(path, leaf.name, 'unpacked'):
+          arrays.append(array.unpack(folder))
       most = max(min(most // _THREADS, _BLOCK // source), 1)
-      if None not in arrays:
-        chunk = chunks.split(leaf.chunk, most)
-        leaf = leaf._replace(arrays=arrays, chunk=chunk)
+      chunk = chunks.split(leaf.chunk, most)
+      leaf = leaf._replace(arrays=arrays, chunk=chunk)
     yield leaf
 
 
