@@ -362,6 +362,17 @@ def test_the_command_in_its_own_process(saved, tmp_path):
   assert f'wrote {tmp_path}/out/items' in done.stdout
 
 
+def test_a_folder_of_bare_items(tmp_path, monkeypatch, capsys):
+  for step in (100, 200):
+    made.save(tmp_path / f'in/ckpt-{step}', made.params(step))
+  words = f'--inputs={tmp_path}/in', f'--out={tmp_path}/out'
+  assert _merge(monkeypatch, *words) == 0
+  assert '200' in capsys.readouterr().out
+  (tmp_path / 'in/ckpt-200').rename(tmp_path / 'in/last-100')
+  assert _merge(monkeypatch, *words) == 2
+  assert 'has step 100 twice: ckpt-100, last-100' in capsys.readouterr().err
+
+
 def test_names_without_steps_are_taken_in_the_order_given(
   tmp_path, monkeypatch, capsys
 ):

@@ -149,13 +149,21 @@ def test_a_chunk_of_another_size(tmp_path, unpacked):
 
 
 def test_no_space_for_it_is_a_sentence(tmp_path, monkeypatch):
+  """It names the folder of the result, whose disk is full, not the source."""
   path = made.save(tmp_path / 'in', _tree(0, np.float32))
+  real = plain.tempfile.TemporaryFile
 
-  def full(*_, **__):
-    raise OSError(28, 'No space left on device')
+  class Full:
+    def __init__(self, **knobs):
+      self._file = real(**knobs)
+      self.fileno, self.tell = self._file.fileno, self._file.tell
 
-  monkeypatch.setattr(plain.tempfile, 'TemporaryFile', full)
-  with pytest.raises(ValueError, match="'deep.x' .* unpacked: No space left"):
+    def write(self, _):
+      raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(plain.tempfile, 'TemporaryFile', Full)
+  message = r"'deep.x' of '.*/\.out\.tmp-.*' cannot be unpacked: No space left"
+  with pytest.raises(ValueError, match=message):
     stream.merge([(path, 1.0)], tmp_path / 'out', max_bytes=_SMALL)
   assert [p.name for p in tmp_path.iterdir()] == ['in']
 

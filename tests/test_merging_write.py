@@ -126,7 +126,7 @@ def test_a_chunk_that_is_gone_is_an_error_not_zeros(tmp_path, handler):
 
 @pytest.mark.parametrize('handler', made.FORMATS.values(), ids=made.FORMATS)
 def test_a_damaged_compressed_chunk_is_an_error(tmp_path, handler):
-  """Without compression only the fingerprints of our own runs can tell."""
+  """A part of it is; of single bits fingerprints of our own runs can tell."""
   noise = np.random.default_rng(0).standard_normal((64, 64), np.float32)
   source = made.save(tmp_path / 'source', {'w': noise}, **handler)
   victim = max(source.rglob('*'), key=lambda p: p.is_file() * p.stat().st_size)

@@ -96,8 +96,9 @@ def inputs(paths: Sequence[str], steps: Sequence[int], tree: str) -> Inputs:
 
 
 def _is_checkpoint(path):
-  # An item that is named like a step is itself a checkpoint.
-  named = [p for p in _sub(path) if _is_item(p) and not p.name.isdecimal()]
+  # An item that is named <step> or <name>-<step> is itself a checkpoint.
+  step = lambda name: name.rpartition('-')[2].isdecimal()
+  named = [p for p in _sub(path) if _is_item(p) and not step(p.name)]
   return safetensors.found(path) or _is_item(path) or bool(named)
 
 

@@ -116,13 +116,13 @@ def unpack(
   for at in like.numbers():
     places[at] = Place(path, file.tell(), like.chunk_bytes)
     try:
-      _decode(stored[at], file, like.chunk_bytes)
+      _decode(stored[at], file, like.chunk_bytes, folder)
     except (ValueError, zstandard.ZstdError) as e:
       raise ValueError(f'chunk {at} is damaged ({e})') from e
   return like._replace(places=places, file=file)
 
 
-def _decode(stored, file, size):
+def _decode(stored, file, size, folder):
   inline = isinstance(stored, bytes)
   with io.BytesIO(stored) if inline else stored.path.open('rb') as source:
     start = 0 if inline else stored.start
@@ -137,6 +137,9 @@ def _decode(stored, file, size):
       done += len(piece)
       view = memoryview(piece)
       while view:  # a file may take less than it is given
-        view = view[file.write(view) :]
+        try:
+          view = view[file.write(view) :]
+        except OSError as e:
+          raise OSError(e.errno, e.strerror, str(folder)) from e
   if done != size:
     raise ValueError(f'it has {done} bytes, not {size}')

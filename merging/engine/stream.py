@@ -222,8 +222,11 @@ def _leaves(p: Plan, folder: pathlib.Path | None) -> Iterator[Leaf]:
     if 0 < most < math.prod(leaf.chunk) and legal:
       arrays = leaf.arrays[:first]
       for path, array in zip(p.paths[first:], leaf.arrays[first:], strict=True):
-        with plan.named(path, leaf.name, 'unpacked'):
+        try:
           arrays.append(array.unpack(folder))
+        except (ValueError, OSError) as e:
+          place = getattr(e, 'filename', None) or path  # a disk that is full
+          raise plan.mistake(e, place, leaf.name, 'unpacked') from e
       most = max(min(most // _THREADS, _BLOCK // source), 1)
       chunk = chunks.split(leaf.chunk, most)
       leaf = leaf._replace(arrays=arrays, chunk=chunk)
