@@ -293,7 +293,7 @@ def test_safetensors_that_do_not_fit(tmp_path, monkeypatch, capsys):
   check("leaf 'scale' is float32() in")
   _write(two, good)
   check("has no tree 'params'", '--tree=params')
-  check('each checkpoint has its own step', '--steps=3,3')
+  check('(as given): each checkpoint has its own step', '--steps=3,3')
   check('--steps has 1 for 2 inputs', '--steps=3')
   check("out' lies in", f'--out={tmp_path}/m-1/deep/out')
   check("dtype='int8' is unknown", '--dry_run', '--dtype=int8')

@@ -128,6 +128,12 @@ def test_what_diverged_is_no_best_and_does_not_hide_the_rest(bad):
   assert 100.0 in above[0].get_xdata()
 
 
+def test_of_equal_numbers_the_learning_rate_is_the_axis():
+  rows = [{'b1': b, 'learning_rate': r} for b in (1, 2) for r in (1, 2)]
+  found = sweeps.groups(_methods(rows), [0] * 4, [1.0, 2.0, 3.0, 4.0])
+  assert sweeps.axis(found) == 'learning_rate'
+
+
 def test_no_numbers_no_axis():
   one = sweeps.groups(_methods([{'seed': 0}, {'seed': 1}]), [0, 1], [1.0, 2.0])
   assert len(one) == 1 and not sweeps.axis(one)

@@ -69,7 +69,10 @@ def inputs(paths: Sequence[str], steps: Sequence[int], tree: str) -> Inputs:
   if len(numbers) != len(found):
     raise UserError(f'--steps has {len(numbers)} for {len(found)} inputs.')
   if len(set(numbers)) < len(numbers):
-    raise UserError(f'--steps={numbers}: each checkpoint has its own step.')
+    given = 'as given' if steps else 'of the names; or --steps=1,2,...'
+    raise UserError(
+      f'--steps={numbers} ({given}): each checkpoint has its own step.'
+    )
   pairs = sorted(zip(numbers, found, strict=True))
   if [p for _, p in pairs] != found and not steps:
     print(

@@ -195,13 +195,17 @@ def _text(value):
 
 
 def axis(found: Sequence[Group]) -> str:
-  """Returns the key that makes an axis: numbers, the most of them; or ''."""
+  """Returns the key that makes an axis: numbers, the most of them; or ''.
+
+  Of equal numbers the learning rate, else the first.
+  """
   counts = {}
   for key in _keys(found):
     values = [g.values.get(key) for g in found]
     if all(type(v) in (int, float) for v in values):
       counts[key] = len({*values})
-  return max(counts, key=counts.get, default='')
+  rank = lambda key: (counts[key], key == 'learning_rate')
+  return max(counts, key=rank, default='')
 
 
 def lines(found: Sequence[Group], key: str) -> dict[str, list[Group]]:
