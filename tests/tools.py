@@ -13,7 +13,7 @@ from tests import helpers
 
 
 def call(monkeypatch, name, *arguments, package='launch'):
-  """Runs `python -m launch.NAME`; returns its exit code."""
+  """Runs `python -m PACKAGE.NAME`; returns its exit code."""
   module = f'{package}.{name}'
   monkeypatch.setattr(sys, 'argv', [module, *map(str, arguments)])
   others = _take()

@@ -8,10 +8,10 @@ without, it falls. Here on a byte-level transformer of two layers, d_model 64 to
   python -m launch.sweep --config=configs/papers/yang2022_mup.py \
       --workdir=runs/mup
 
-30 runs, 6 minutes on 2 cores. Measured, one seed: with muP the best of six
-rates is 3e-3 at all three widths; without, 3e-3, 1.5e-3 and 7.5e-4, the lowest.
-Not seen: that wider is better at the transferred rate; at 256 it is 2.150, and
-at 7.5e-4 without a rule 1.966 (300 steps of 1,024 tokens).
+30 runs, 13 minutes beside other work. Measured, one seed: with muP the best of
+six rates is 3e-3 at all three widths; without, 3e-3, 1.5e-3 and 7.5e-4, the
+lowest. Not seen: that wider is better at the transferred rate; at 256 it is
+2.150, and at 7.5e-4 without a rule 1.966 (300 steps of 1,024 tokens).
 """
 
 from typing import Any

@@ -110,6 +110,7 @@ def unpack(
     ValueError: a chunk that is damaged or has another size.
     OSError: a chunk cannot be read, or the file not written.
   """
+  folder = folder or pathlib.Path(tempfile.gettempdir())
   file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
   places = {}
   path = pathlib.Path(f'/dev/fd/{file.fileno()}')
@@ -140,6 +141,8 @@ def _decode(stored, file, size, folder):
         try:
           view = view[file.write(view) :]
         except OSError as e:
-          raise OSError(e.errno, e.strerror, str(folder)) from e
+          raise OSError(
+            e.errno, e.strerror, str(folder or tempfile.gettempdir())
+          ) from e
   if done != size:
     raise ValueError(f'it has {done} bytes, not {size}')
