@@ -1,7 +1,7 @@
 """What all commands share: flags, --help, one-sentence errors, exit codes.
 
-Exit codes: 0 done, 1 diverged, 2 a mistake of the user, 130 interrupted, 143
-preempted or terminated.
+Exit codes: 0 done, 1 diverged, 2 a mistake of the user, 130 interrupted, 141
+nobody reads the output, 143 preempted or terminated.
 Imports of this file are light, so that --help answers at once.
 """
 
@@ -47,29 +47,31 @@ def run(
   _compilation_cache()  # before anything imports jax
   noise.quiet()
   before = signal.signal(signal.SIGTERM, _terminate)
+  trains = bool(default_config)
   try:
     argv = _resolve(sys.argv, default_config)
     if {'--help', '-h', '--helpfull'} & set(argv):
       print(_help(main, argv[0], default_config))
       print(_knobs(sys.argv, argv) if default_config else '', end='')
       print(more_help(), end='')
-      sys.exit(0)
-    check_overrides(argv)
-    extra = flags.FLAGS(argv)[1:]
-    if extra:
-      raise UserError(f"'{extra[0]}' is not a flag; flags begin with --.")
+      main = int
+    else:
+      check_overrides(argv)
+      extra = flags.FLAGS(argv)[1:]
+      if extra:
+        raise UserError(f"'{extra[0]}' is not a flag; flags begin with --.")
     code = main()
+    sys.stdout.flush()
+  except BrokenPipeError:
+    os._exit(141)  # who reads, as `head`, has enough
   except (flags.Error, UserError, OSError) as e:
     text = _no_space(e) or ' '.join(str(e).split())
     print(f'error: {text}', file=sys.stderr)
     code = 2
   except KeyboardInterrupt as e:
-    print(
-      'interrupted; the same command starts again, and a run goes on from its '
-      'newest checkpoint.',
-      file=sys.stderr,
-      flush=True,
-    )
+    more = ', and a run goes on from its newest checkpoint'
+    text = f'interrupted; the same command starts again{more * trains}.'
+    print(text, file=sys.stderr, flush=True)
     # As kill -9: a save that was cut would print or hang.
     os._exit(143 if e.args == (signal.SIGTERM,) else 130)
   except Exception as e:
@@ -77,7 +79,6 @@ def run(
     code = 2
   finally:
     signal.signal(signal.SIGTERM, before)
-  sys.stdout.flush()
   sys.exit(code or 0)
 
 

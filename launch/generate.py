@@ -13,6 +13,7 @@ Each token sees the seq_len tokens before it.
 
 import codecs
 import os
+import sys
 
 from absl import flags
 
@@ -59,7 +60,9 @@ def main() -> None:
   if not prompt:
     raise UserError('--prompt is empty; one token at least is needed.')
   params = run.params(ref.at)
-  print(os.fsencode(_PROMPT.value).decode(errors='replace'), end='', flush=True)
+  seen = _harmless if sys.stdout.isatty() else str
+  text = os.fsencode(_PROMPT.value).decode(errors='replace')
+  print(seen(text), end='', flush=True)
   for (token,) in generate.sample(
     config,
     run.model,
@@ -70,8 +73,14 @@ def main() -> None:
     top_k=_TOP_K.value,
     seed=_SEED.value,
   ):
-    print(show(token), end='', flush=True)
+    print(seen(show(token)), end='', flush=True)
   print()
+
+
+def _harmless(text):
+  """Escapes what a terminal would obey; a model may sample any byte."""
+  legal = lambda c: c.isprintable() or c in '\n\t'
+  return ''.join(c if legal(c) else ascii(c)[1:-1] for c in text)
 
 
 def _tokenized(config):

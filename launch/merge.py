@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def _merge_run(options) -> None:
-  from launch.parts import emulation, merged_state, show, stored
+  from launch.parts import emulation, finished, merged_state, show, stored
   from lm.run import Run
   from merging.engine import artifact
 
@@ -160,15 +160,16 @@ def _merge_run(options) -> None:
   )
   if plan.state:
     about['state'] = merged_state.provenance(run, plan.state)
-  if _STORED.value:
-    stored.describe(run, plan, about)
-  else:
-    show.coefficients(about, run.config.batch_size * run.config.seq_len)
   name = _NAME.value or _default_name(method, plan.about)
   out = run.path / 'merged' / name
   hashed = _hashed(run.path, [*plan.sources, *plan.state])
   items = ('params', 'state')[: 1 + bool(plan.state)]
-  if _done(out, about, items, plan.sources, hashed):
+  done = finished.is_done(out, about, items, plan.sources, hashed)
+  if _STORED.value:
+    stored.describe(run, plan, about)
+  else:
+    show.coefficients(about, run.config.batch_size * run.config.seq_len)
+  if _end(out, done):
     return
   emulation.write(run, name, plan, about, options, hashed)
   print(f'wrote {out}/params and {out}/merge.json')
@@ -177,7 +178,7 @@ def _merge_run(options) -> None:
 
 
 def _merge_inputs(options) -> None:
-  from launch.parts import emulation, foreign, show
+  from launch.parts import emulation, finished, foreign, show
   from merging.engine import artifact
 
   _check_inputs_flags()
@@ -188,7 +189,12 @@ def _merge_inputs(options) -> None:
   if _CONTROL.value:
     plan = emulation.control(plan, _CONTROL.value, _SEED.value)
   options |= {'tree': found.tree, 'ages': found.steps}
-  out = pathlib.Path(_OUT.value)
+  out, folder = pathlib.Path(_OUT.value), pathlib.Path(_INPUTS.value[0])
+  if len(_INPUTS.value) == 1 and out.resolve().parent == folder.resolve():
+    raise UserError(
+      f"--out='{out}' lies in --inputs='{folder}', where the next merge would "
+      'take it for a checkpoint.'
+    )
   about = artifact.provenance(
     out.absolute(),
     plan.sources,
@@ -196,9 +202,10 @@ def _merge_inputs(options) -> None:
     steps=found.steps,
     **options,
   )
-  show.coefficients(about)
   hashed = _hashed(out, plan.sources)
-  if _done(out, about, (found.item,), plan.sources, hashed):
+  done = finished.is_done(out, about, (found.item,), plan.sources, hashed)
+  show.coefficients(about)
+  if _end(out, done):
     return
   artifact.write_at(
     out,
@@ -231,10 +238,8 @@ def _hashed(folder, sources):
   return {os.path.relpath(p, folder.absolute()): p for p in paths}
 
 
-def _done(out, about, *inputs) -> bool:
-  from launch.parts import finished
-
-  if finished.is_done(out, about, *inputs):
+def _end(out, done) -> bool:
+  if done:
     print(f'{out} is this very merge already.')
     return True
   if _DRY_RUN.value:

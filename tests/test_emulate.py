@@ -129,7 +129,8 @@ def test_a_merge_without_its_params_is_not_done(tmp_path):
   (out / 'merge.json').write_text(json.dumps(about))
   assert finished.is_done(out, about, ('params',))
   (out / 'merge.json').write_text('{}')
-  assert not finished.is_done(out, about, ('params',))
+  with pytest.raises(ValueError, match='exists and is never overwritten'):
+    finished.is_done(out, about, ('params',))
   (out.parent / 'stray').mkdir()
   with pytest.raises(UserError, match='merges of this run: m.$'):
     address.locate(str(out.parent / 'stray'))

@@ -1,6 +1,7 @@
 """Sampling: the arg max of `apply`, whatever the batch; seeds; commands."""
 
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +101,21 @@ def test_the_command(run, net, monkeypatch, capsys):
   ):
     assert call(bad) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_terminal_gets_no_control_characters(run, monkeypatch, capsys):
+  call = lambda: tools.call(
+    monkeypatch,
+    'generate',
+    f'--at={run}',
+    '--num_tokens=1',
+    '--prompt=\x1b[2Jé\t',
+  )
+  assert call() == 0
+  assert capsys.readouterr().out.startswith('\x1b[2Jé\t')
+  monkeypatch.setattr(type(sys.stdout), 'isatty', lambda _: True)
+  assert call() == 0
+  assert capsys.readouterr().out.startswith('\\x1b[2Jé\t')
 
 
 def test_tokens_of_shards_are_numbers(run, net, monkeypatch, capsys):

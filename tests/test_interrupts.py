@@ -77,6 +77,21 @@ def test_a_merge_that_is_ended_leaves_nothing(tmp_path, number):
   assert [p.name for p in tmp_path.iterdir()] == ['in']
 
 
+def test_a_reader_that_has_enough_ends_a_command():
+  for name in 'train', 'merge':
+    reader, output = os.pipe()
+    os.close(reader)  # as `| head` after its lines
+    ended = subprocess.run(
+      [sys.executable, '-m', f'launch.{name}', '--help'],
+      cwd=ROOT,
+      check=False,
+      stdout=output,
+      stderr=subprocess.PIPE,
+    )
+    os.close(output)
+    assert (ended.returncode, ended.stderr) == (141, b'')
+
+
 def test_sigterm_saves_and_exits(tmp_path):
   command = [
     sys.executable, '-m', 'launch.train', '--config=configs/debug.py',

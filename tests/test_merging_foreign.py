@@ -352,6 +352,18 @@ def test_mistakes_with_orbax_trees(saved, tmp_path, monkeypatch, capsys):
       tree = {'model': np.ones(2, 'f4'), 'optimizer': np.ones(2, 'f4')}
       checkpointer.save(tmp_path / f'nnx/{i}', tree)
   check("more than parameters ('optimizer')", f'--inputs={tmp_path}/nnx', out)
+  with ocp.StandardCheckpointer() as checkpointer:
+    for i in (1, 2):
+      one = {'params': _params(i), 'opt_state': {'params': np.ones(2, 'f4')}}
+      checkpointer.save(tmp_path / f'deep/{i}', {'model': one, 'step': i})
+      checkpointer.save(tmp_path / f'two/{i}', {'a': one, 'b': one})
+  text = "more than parameters ('a.opt_state.params'); name them with --tree: "
+  check(f'{text}a.params, b.params.', f'--inputs={tmp_path}/two', out)
+  text = 'where the next merge would take it for a checkpoint'
+  check(text, f'--inputs={tmp_path}/deep', f'--out={tmp_path}/deep/m-3')
+  assert _merge(monkeypatch, f'--inputs={tmp_path}/deep', out) == 0
+  about = json.loads((tmp_path / 'out' / 'merge.json').read_text())
+  assert about['method']['tree'] == 'model.params'
 
 
 def test_the_command_in_its_own_process(saved, tmp_path):

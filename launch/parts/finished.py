@@ -6,7 +6,7 @@ from typing import Any
 
 from lm import log
 from lm.errors import UserError
-from merging.engine import artifact, hashing, plan
+from merging.engine import artifact, atomic, hashing, plan
 from merging.engine.plan import Sources
 
 
@@ -23,7 +23,15 @@ def is_done(
     UserError: its merge.json is there, and one of `items` is not, or has arrays
       that cannot be opened; it does not record the files of `hashed`
       (`artifact.write_at`) as they are.
+    ValueError: `out` is something else.
   """
+  done = _is_done(out, about, items, sources, hashed)
+  if not done:
+    atomic.refuse(out)
+  return done
+
+
+def _is_done(out, about, items, sources, hashed):
   if not (out / 'merge.json').is_file():
     return False
   for item in items:

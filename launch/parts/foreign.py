@@ -186,15 +186,23 @@ def _item(path, tree):
 
 
 def _parameters(item):
-  """Returns 'params' if the tree has it beside other things, '' = all."""
+  """Returns where the tree has 'params' beside other things, '' = all.
+
+  It is the one nearest to the top that is no part of an optimizer's state.
+  """
   keys = list(items.Item(item.resolve()).leaves.values())
-  top = {k[0] for k in keys}
-  if 'params' in top and len(top) > 1:
-    return 'params'
-  others = [k for k in top if re.match(r'opt|step|tx$|rng', k)]
+  other = re.compile(r'opt|step|tx$|rng').match
+  heads = {k[: k.index('params') + 1] for k in keys if 'params' in k}
+  heads = sorted((h for h in heads if not any(map(other, h))), key=len)
+  heads = [h for h in heads if len(h) == len(heads[0])]
+  rest = [k for k in keys if not any(k[: len(h)] == h for h in heads)]
+  if rest and len(heads) == 1:
+    return '.'.join(heads[0])
+  others = [k for k in rest if other(k[0])] or (rest if heads else [])
   if others:
+    names = {'.'.join(h) for h in heads} or {k[0] for k in keys}
     raise UserError(
-      f"'{item}' holds more than parameters ('{others[0]}'); name them with "
-      f'--tree: {", ".join(sorted(top))}.'
+      f"'{item}' holds more than parameters ('{'.'.join(others[0])}'); name "
+      f'them with --tree: {", ".join(sorted(names))}.'
     )
   return ''

@@ -65,7 +65,8 @@ def coefficients(about: Mapping[str, Any], tokens: int = 0) -> None:
     mean = row['item'] == 'mean'  # falls linearly over the interval
     w = f'{row["multiplier"]:.4f}'
     w += f' -> {after["multiplier"]:.4f}' if mean else ''
-    cells = [f'{row["step"]} {row["item"]}', f'{row["coefficient"]:.6f}', w]
+    name = f'{row["step"]} {row["item"]}'.removesuffix(f' {row["step"]}')
+    cells = [name, f'{row["coefficient"]:.6f}', w]
     if tokens:
       effective = f'{row["effective_learning_rate"]:.3e}'
       effective += f' -> {after["effective_learning_rate"]:.3e}' if mean else ''
@@ -77,13 +78,15 @@ def coefficients(about: Mapping[str, Any], tokens: int = 0) -> None:
   if tokens:
     header = ['checkpoint', 'tokens', 'LR used', 'c', 'w', 'effective LR']
   table(header, rows)
+  used = (
+    'LR used: their mean; of an interval mean that of its first update.'
+    if tokens
+    else 'The learning rates used are not known here: w x LR is the result.'
+  )
   print(
     'w: what the updates between the checkpoint before and this one are '
-    'multiplied by; 1 before the first. LR used: their mean; of an interval '
-    'mean that of its first update.'
+    f'multiplied by; 1 before the first. {used}'
   )
-  if not tokens:
-    print('The learning rates used are not known here: w x LR is the result.')
   effective_count(about)
 
 

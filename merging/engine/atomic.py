@@ -40,7 +40,7 @@ def directory(
 
 
 def _make(out, made):
-  _refuse(out)
+  refuse(out)
   prefix = f'.{out.name}.tmp-{socket.gethostname()}-'
   token = secrets.token_hex(4)
   temporary = out.parent / f'{prefix}{os.getpid()}-{token}'
@@ -62,12 +62,13 @@ def _remove_empty(folders):
 
 
 def _commit(temporary, out):
-  _refuse(out)
+  refuse(out)
   temporary.rename(out)
   return ''
 
 
-def _refuse(out):
+def refuse(out: pathlib.Path) -> None:
+  """Raises ValueError if `out` exists."""
   if os.path.lexists(out):
     raise ValueError(
       f"'{out}' exists and is never overwritten: choose another name."
