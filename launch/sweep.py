@@ -39,7 +39,8 @@ def main() -> int:
   configs = sweeps.configs(settings)
   out = show.results_path(_WORKDIR.value, 'sweep.json', '.png')
   with preemption.Preemption() as stopped:
-    done = trials.Trials(_WORKDIR.value, lambda: stopped.reached(0))
+    stop = lambda: stopped.reached(0)
+    done = trials.Trials(_WORKDIR.value, stop, len(configs))
     for name, config in configs.items():
       done.check(f"The setting '{name}'", config, out.parent / name)
     try:

@@ -5,6 +5,7 @@ import io
 import math
 import pathlib
 import re
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -76,6 +77,7 @@ class Trials:
   Args:
     workdir: the directory.
     stop: whether to stop after a run.
+    total: how many runs there will be, if it is known.
     losses: {run: final validation loss} of all that were asked for.
     reused: how many of them had been trained before.
   """
@@ -84,9 +86,11 @@ class Trials:
     self,
     workdir: str | pathlib.Path,
     stop: Callable[[], bool] = lambda: False,
+    total: int = 0,
   ) -> None:
-    self.workdir, self.stop = pathlib.Path(workdir), stop
+    self.workdir, self.stop, self.total = pathlib.Path(workdir), stop, total
     self.losses: dict[pathlib.Path, float] = {}
+    self._seconds: list[float] = []  # of the runs trained here
     self.reused = 0
     self._checked: dict[str, loop.Built] = {}
     self._earlier: dict[str, loop.Built] = {}
@@ -170,12 +174,22 @@ class Trials:
         raise UserError(f'{path} is done, but its log has no final loss.')
       loss = float(found.value[-1])
       loss = loss if math.isfinite(loss) else float('inf')
-    if path not in self.losses:
-      took = f'{time.perf_counter() - begin:.0f} s'
-      took = 'trained before' if known else took
-      print(f'{path}: {loss:.6g} nats ({took})', flush=True)
+    new = path not in self.losses
     self.losses[path] = loss
+    if new:
+      took = 'trained before'
+      if not known:
+        self._seconds.append(time.perf_counter() - begin)
+        took = f'{self._seconds[-1]:.0f} s'
+      print(f'{path}: {loss:.6g} nats ({took}{self._progress()})', flush=True)
     return loss
+
+  def _progress(self):
+    left = self.total - len(self.losses)
+    if left < 1 or not self._seconds:
+      return ''
+    rest = left * statistics.median(self._seconds)
+    return f'; {left} of {self.total} left, eta {rest:.0f} s'
 
   def _train(self, config, path):
     """Trains a run; its own lines are shown only if it fails."""
