@@ -95,10 +95,14 @@ def main() -> None:
     raise UserError('--steps excludes --means, --window, --end and --every.')
   if _END.value < -1:
     raise UserError(f'--end={_END.value} is not a step.')
+  import jax
+
   from lm import mesh
   from merging.engine import memory
 
   memory.reuse()
+  # It would swallow SIGTERM, so that a run of several processes can save.
+  jax.config.update('jax_enable_preemption_service', False)
   mesh.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
   options = {
     'accumulate': _ACCUMULATE.value,

@@ -48,7 +48,7 @@ def test_kill_9_then_the_same_command(tmp_path):
   helpers.assert_same_run(tmp_path / 'a', tmp_path / 'b')
 
 
-_MERGE = """
+ENDED_MERGE = """
 import os, runpy, signal, sys
 from merging.engine import items
 real, number = items.Writer.create, int(sys.argv.pop(1))
@@ -66,7 +66,7 @@ def test_a_merge_that_is_ended_leaves_nothing(tmp_path, number):
     merging_items.save(tmp_path / 'in' / str(i), merging_items.params(i))
   flags = f'--inputs={tmp_path}/in', '--steps=0,1', f'--out={tmp_path}/out'
   ended = subprocess.run(
-    [sys.executable, '-c', _MERGE, str(int(number)), *flags],
+    [sys.executable, '-c', ENDED_MERGE, str(int(number)), *flags],
     cwd=ROOT,
     check=False,
     capture_output=True,

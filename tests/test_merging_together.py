@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -11,11 +12,11 @@ import pytest
 
 from benchmarks import kill_merge
 from merging.engine import stream
-from tests import helpers
+from tests import helpers, test_interrupts
 from tests import merging_items as made
 
 
-def _pair(*arguments):
+def _pair(*arguments, program=('-m', 'launch.merge')):
   """Runs launch.merge in two processes that find each other."""
   with socket.socket() as s:
     s.bind(('localhost', 0))
@@ -23,7 +24,7 @@ def _pair(*arguments):
   join = [f'--coordinator=localhost:{port}', '--num_processes=2']
   pair = [
     subprocess.Popen(
-      [sys.executable, '-m', 'launch.merge', *map(str, arguments), *join,
+      [sys.executable, *program, *map(str, arguments), *join,
        f'--process_id={i}'],
       cwd=helpers.ROOT,
       env={**os.environ, 'XLA_FLAGS': ''},
@@ -58,6 +59,14 @@ def test_two_processes_write_one_merge(inputs, tmp_path):
   made.assert_same_bits(made.restore(out / 'params'), stream.combine(sources))
   assert [p.name for p in tmp_path.iterdir()] == ['out']
   stream.merge([(out / 'params', 1.0)], tmp_path / 'again')
+
+
+def test_sigterm_to_all_leaves_nothing(inputs, tmp_path):
+  program = '-c', test_interrupts.ENDED_MERGE, str(int(signal.SIGTERM))
+  arguments = f'--inputs={inputs}', f'--out={tmp_path}/out'
+  codes, outputs = _pair(*arguments, program=program)
+  assert codes == [143, 143], outputs
+  assert not [*tmp_path.iterdir()]
 
 
 def test_what_one_cannot_read_none_writes(inputs, tmp_path):
