@@ -235,8 +235,11 @@ def _read(what: str, read: Callable[[], Any]) -> Any:
   try:
     return read()
   except Exception as e:  # Orbax raises this very class for a broken chunk
-    line = str(e).splitlines()[0] if str(e) else type(e).__name__
-    raise Damaged(f'{what} is unreadable: {line}') from e
+    cause = e
+    while cause.__cause__:  # TensorStore names the file, Orbax its own object
+      cause = cause.__cause__
+    line = (str(cause) or type(cause).__name__).splitlines()[0]
+    raise Damaged(f'{what} is unreadable: {line.rstrip(".")}.') from e
 
 
 def restore_merged(path: pathlib.Path, abstract: Any) -> Any:
