@@ -50,10 +50,15 @@ def main() -> None:
   print(f'loss falls fastest at {reading.steepest:.3g}')
   print(_sentence(knob, reading))
   used = values[: len(reading.smooth)]
-  marks = {'turns up at': reading.turn, 'steepest at': reading.steepest}
+  marks = {
+    'falls fastest at {:.3g}': reading.steepest,
+    'least at {:.3g}': used[reading.smooth.argmin()],
+    'turns up at {:.3g}: beyond, 5 % of the fall is lost': reading.turn,
+  }
   picture = schedule_pictures.ranges(
-    knob, used, losses[: len(used)], reading.smooth, _SPACING.value, marks
-  )
+    knob, used, losses[: len(used)], reading.smooth, _SPACING.value, marks,
+    _peaks(knob, reading),
+  )  # fmt: skip
   show.save(picture, out)
   print(f'wrote {out}')
   best = reading.turn / 5 if knob == 'learning_rate' else reading.turn
@@ -84,13 +89,20 @@ def _sentence(knob: str, reading) -> str:
     return f'the loss still fell at {reading.turn:.3g}: raise --high'
   if reading.at_start:
     return 'the loss never fell: lower --low, or use more steps'
-  if knob == 'learning_rate':
-    low, high = f'{reading.turn / 10:.2g}', f'{reading.turn / 3:.2g}'
+  if peaks := _peaks(knob, reading):
     return (
-      f'it turns up at {reading.turn:.3g}: try peaks of {low} to {high}, with '
-      'a warm-up perhaps more'
+      f'it turns up at {reading.turn:.3g}: try peaks of {peaks[0]:.2g} to '
+      f'{peaks[1]:.2g}, with a warm-up perhaps more'
     )
   return f'it turns up at {reading.turn:.3g}'
+
+
+def _peaks(knob: str, reading) -> tuple[float, float] | None:
+  """Returns the least and the largest to try, where the test shows any."""
+  shown = reading.clear and not (reading.at_end or reading.at_start)
+  if shown and knob == 'learning_rate':
+    return reading.turn / 10, reading.turn / 3
+  return None
 
 
 if __name__ == '__main__':

@@ -66,6 +66,24 @@ def test_picture_shows_every_best():
     assert bottom < min(min(x.get_ydata()) for x in ax.lines) < top
   (only,) = schedule_pictures.ranking([_row('a', [3.0])]).axes
   assert only.get_xlabel() == 'step'
+  assert only.get_ylim()[1] > 5  # of two evaluations, both are to be seen
+
+
+def test_what_diverged_is_in_the_picture_beside_others():
+  rate = tuning.Found({1.0: 2.5, 2.0: 2.0, 4.0: math.inf}, 2.0, '')
+  rows = [_row(name, [3.0, math.inf], rate=rate) for name in 'ab']
+  short = Series(np.array([0]), np.array([5.0]))
+  rows[1].curves[1] = short  # until there, the mean can be drawn
+  fig = schedule_pictures.ranking(rows)
+  at = [
+    line.get_transform().transform(line.get_xydata())[0]
+    for line in fig.axes[0].lines
+    if line.get_marker() == '^'
+  ]
+  assert len(at) == 2 and at[0][0] == at[1][0] and at[1][1] - at[0][1] > 6
+  (legend,) = fig.legends
+  texts = [text.get_text() for text in legend.get_texts()]
+  assert texts == ['a (1 of 2 diverged)', 'b (1 of 2 diverged)']
 
 
 def test_code_hashes_know_their_own_file_and_the_parts(tmp_path, monkeypatch):

@@ -1,16 +1,17 @@
 """Figures of the schedule tools (not a command)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from matplotlib import figure, ticker
+from matplotlib import figure
+
+from launch.parts import look
 
 _POINTS = 2000  # drawn of a curve, at most
-_DASHES = ('-', '--', ':', '-.')  # for every ten curves
 
 
-def _figure(columns: int, width: float = 5.2):
-  fig = figure.Figure(figsize=(width * columns, 3.6), layout='constrained')
+def _figure(columns: int, width: float = 4.2):
+  fig = figure.Figure(figsize=(width * columns, 3.4), layout='constrained')
   return fig, fig.subplots(1, columns, squeeze=False)[0]
 
 
@@ -27,9 +28,9 @@ def multipliers(curves: Sequence, losses: Mapping) -> figure.Figure:
     curves: each over its own steps.
     losses: name of a curve -> Series, drawn in its colour.
   """
-  fig, axes = _figure(2 if losses else 1, width=6.5)
+  fig, axes = _figure(2 if losses else 1)
   for i, c in enumerate(curves):
-    style = {'color': f'C{i % 10}', 'linestyle': _DASHES[i // 10 % 4]}
+    style = look.style(i, marker='')
     _line(axes[0], c.value, label=c.name, **style)
     if c.name in losses:
       axes[1].plot(*losses[c.name], label=c.name, **style)
@@ -40,10 +41,7 @@ def multipliers(curves: Sequence, losses: Mapping) -> figure.Figure:
     low = min(x.value.min() for x in losses.values())
     axes[1].set(xlabel='step', ylabel='loss (nats)')
     axes[1].set_ylim(low - 0.05 * (top - low), top)
-  axes[-1].legend(
-    *axes[0].get_legend_handles_labels(),
-    fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1),
-  )  # fmt: skip
+  look.legend(fig, *axes[0].get_legend_handles_labels())
   return fig
 
 
@@ -53,16 +51,14 @@ def refined(
   """Draws gradient norms with their median, and schedules over them."""
   fig, (left, right) = _figure(2)
   _line(left, norms, color='0.75', label='logged')
-  _line(left, smooth, color='C0', label='median filtered')
-  top = np.nanquantile(norms[np.isfinite(norms)], 0.995)
-  low = np.nanmin(smooth)
-  left.set(xlabel='step', ylabel=label, ylim=(0.9 * low, 1.1 * top))
-  left.legend(fontsize=7)
-  for name, values in curves.items():
-    style = {'color': 'C3'} if name == 'refined' else {'linestyle': '--'}
-    _line(right, values, label=name, **style)
+  _line(left, smooth, color=look.style(0)['color'], label='median filtered')
+  left.set(xlabel='step', ylabel=f'gradient norm, {label}')
+  look.logarithmic(left, 'y')
+  left.legend(fontsize=8)
+  for i, (name, values) in enumerate(curves.items()):
+    _line(right, values, label=name, **look.style(i, marker=''))
   right.set(xlabel='step', ylabel='multiplier', ylim=(-0.03, 1.05))
-  right.legend(fontsize=7)
+  right.legend(fontsize=8)
   return fig
 
 
@@ -82,44 +78,57 @@ def predicted(
     tried: peaks of the fit, outside of which a prediction is a guess.
   """
   fig, (left, right) = _figure(2)
-  left.plot(fitted, measured, 'o', color='0.4', label='in the fit')
+  left.plot(fitted, measured, 'o', color='0.5', label='in the fit')
   for i, (name, want, got, half) in enumerate(held):
     error = half if np.isfinite(half) else None
-    left.errorbar(
-      got, want, xerr=error, fmt='s', color=f'C{i % 10}', label=name
-    )
+    style = look.style(i, linestyle='', color='black')
+    left.errorbar(got, want, xerr=error, capsize=2, label=name, **style)
   values = [*measured, *fitted, *(x for _, w, g, _ in held for x in (w, g))]
   ends = [min(values), max(values)]
   pad = 0.1 * (ends[1] - ends[0])
   ends = [ends[0] - pad, ends[1] + pad]
   left.plot(ends, ends, color='0.8', zorder=0)
-  left.set(xlabel='predicted loss', ylabel='measured loss', xlim=ends,
-           ylim=ends)  # fmt: skip
-  left.legend(fontsize=7)
-  for name, (peaks, losses) in lines.items():
-    (line,) = right.plot(peaks, losses, ':')
+  left.set(xlabel='predicted loss (nats)', ylabel='measured loss (nats)',
+           xlim=ends, ylim=ends)  # fmt: skip
+  left.legend(fontsize=8)
+  for i, (name, (peaks, losses)) in enumerate(lines.items()):
+    style = look.style(i, linestyle='-', markevery=8)
+    right.plot(peaks, losses, ':', color=style['color'])
     known = (peaks >= min(tried)) & (peaks <= max(tried))
-    right.plot(peaks[known], losses[known], color=line.get_color(), label=name)
+    right.plot(peaks[known], losses[known], label=name, **style)
   right.set(xlabel='peak learning rate (dotted: outside the runs)',
-            ylabel='predicted final loss',
-            xscale='log')  # fmt: skip
-  right.legend(fontsize=7)
+            ylabel='predicted final loss (nats)')  # fmt: skip
+  look.logarithmic(right, 'x')
+  right.legend(fontsize=8)
   return fig
 
 
 def ranges(
-  name: str, values, losses, smooth, spacing: str, marks: Mapping
+  name: str, values, losses, smooth, spacing: str, marks: Mapping, span=None
 ) -> figure.Figure:
-  """Draws the loss over the swept value, with vertical marks."""
-  fig, (ax,) = _figure(1)
+  """Draws the loss over the swept value, and marks on it.
+
+  Args:
+    name, values: what was swept.
+    losses, smooth: for each value.
+    spacing: of the values, 'exponential' or 'linear'.
+    marks: label, with a place for the value -> value.
+    span: from which value to which one should try, if any.
+  """
+  fig, (ax,) = _figure(1, width=6)
   ax.plot(values, losses, color='0.8', label='loss of the batch')
-  ax.plot(values, smooth, color='C0', label='smoothed')
-  for i, (label, at) in enumerate(marks.items(), 1):
-    ax.axvline(at, color=f'C{i}', linestyle='--', label=f'{label} {at:.3g}')
-  top = max(smooth[0], np.min(smooth)) * 1.3
+  ax.plot(values, smooth, color='0.3', label='smoothed')
+  for i, (label, at) in enumerate(marks.items()):
+    style = look.style(i, ms=8, linestyle='')
+    y = np.interp(at, values, smooth)
+    ax.plot(at, y, label=label.format(at), **style)
+  if span:
+    label = 'peaks to try: {:.2g} to {:.2g}'.format(*span)
+    ax.axvspan(*span, color='0.93', label=label)
+  top = max(smooth[0], np.min(smooth)) * 1.1
   ax.set(xlabel=name, ylabel='training loss (nats)', ylim=(None, top),
          xscale='log' if spacing == 'exponential' else 'linear')  # fmt: skip
-  ax.legend(fontsize=7)
+  look.legend(fig, *ax.get_legend_handles_labels())
   return fig
 
 
@@ -131,39 +140,46 @@ def ranking(rows: Sequence) -> figure.Figure:
   """
   fields = list(dict.fromkeys(f for r in rows for f in r.tuned.fields))
   fig, (*searches, right) = _figure(len(fields) + 1)
-  style = [
-    {'color': f'C{i % 10}', 'linestyle': _DASHES[i // 10 % 4]}
-    for i in range(len(rows))
-  ]
+  styles = [look.style(i) for i in range(len(rows))]
   for ax, field in zip(searches, fields, strict=True):
-    drawn = []
-    for r, line in zip(rows, style, strict=True):
+    found = []
+    for r, style in zip(rows, styles, strict=True):
       if at := r.tuned.searches.get(field):
         x, y = zip(*sorted(at.losses.items()), strict=True)
-        ax.plot(x, y, marker='o', ms=3, **line)
-        ax.plot(at.best, at.losses[at.best], 'o', ms=7, color=line['color'])
-        drawn += y
-    ax.set(xlabel=field, ylabel='loss of the search (nats)')
-    _logarithmic(ax)
-    _limit(ax, drawn)
-    for line in ax.lines[::2]:
-      _triangles(ax, *line.get_data(), line.get_color())
-  drawn = []
-  for r, line in zip(rows, style, strict=True):
-    if r.curves and len({c.step.size for c in r.curves}) == 1:
-      step, values = r.curves[0].step, np.array([c.value for c in r.curves])
-      name = r.name if len(r.name) < 40 else f'{r.name[:37]}...'
-      right.plot(step, values.mean(0), label=name, **line)
-      band = values.min(0), values.max(0)
-      right.fill_between(step, *band, color=line['color'], alpha=0.2)
-      drawn += [*values[:, step > step[-1] / 10].ravel()]
+        ax.plot(x, y, **style)
+        ring = {**style, 'ms': 11, 'fillstyle': 'none'}
+        ax.plot(at.best, at.losses[at.best], **ring)
+        found.append((x, y, style))
+    ax.set(xlabel=field, ylabel='validation loss of the search (nats)')
+    look.logarithmic(ax, 'x', [a for x, _, _ in found for a in x])
+    _limit(ax, [value for _, y, _ in found for value in y])
+    _triangles(ax, found)
+  drawn, ends, most = [], [], 0
+  for r, style in zip(rows, styles, strict=True):
+    bad = np.sum(~np.isfinite(r.losses))
+    label = f'{r.name} ({bad} of {r.losses.size} diverged)' if bad else r.name
+    # Until the first seed diverged; without any it still is in the legend.
+    n = min((c.step.size for c in r.curves), default=0)
+    style['markevery'] = max(n // 8, 1)
+    if not n:
+      right.plot([], [], label=label, **style)
+      continue
+    step, values = r.curves[0].step[:n], [c.value[:n] for c in r.curves]
+    mean = np.mean(values, 0)
+    right.plot(step, mean, label=label, **style)
+    band = np.min(values, 0), np.max(values, 0)
+    right.fill_between(step, *band, color=style['color'], alpha=0.2)
+    late = step > step[-1] / 10
+    drawn += [*np.array(values)[:, late].ravel()]
+    most = max(most, late.sum())
+    ends.append(([step[-1]], [np.inf if bad else mean[-1]], style))
   right.set(xlabel='step', ylabel='validation loss (nats)')
-  _limit(right, drawn)
-  right.legend(
-    fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1),
-    title='mean; band: all seeds;\ntriangle: above, or diverged',
-    title_fontsize=7,
-  )  # fmt: skip
+  if most > 2:  # else it would cut off what makes a line
+    _limit(right, drawn)
+  _triangles(right, ends)
+  what = 'mean; band: all seeds; triangle: above the panel, or diverged'
+  what += '; open: the best of the search' if fields else ''
+  look.legend(fig, *right.get_legend_handles_labels(), title=what)
   return fig
 
 
@@ -174,50 +190,45 @@ def sweep(lines: Mapping, key: str) -> figure.Figure:
     lines: name -> launch.parts.sweeps.Group by their value of the field.
     key: the field.
   """
-  fig, (ax,) = _figure(1, width=6.5)
-  halves = []  # the lower half of each line is to be seen
+  fig, (ax,) = _figure(1, width=6)
+  halves, found = [], []  # the lower half of each line is to be seen
   for i, (name, groups) in enumerate(lines.items()):
-    style = {'color': f'C{i % 10}', 'linestyle': _DASHES[i // 10 % 4]}
+    style = look.style(i)
     x = [g.values[key] for g in groups]
     y = np.array([[*g.losses.values()] for g in groups], object)
     means = np.array([g.mean for g in groups])
-    ax.plot(x, means, label=name, marker='o', ms=3, **style)
+    ax.plot(x, means, label=name, **style)
     band = [min(seeds) for seeds in y], [max(seeds) for seeds in y]
     ax.fill_between(x, *band, color=style['color'], alpha=0.2)
     halves += sorted(means[np.isfinite(means)])[: len(means) // 2 + 1]
+    found.append((x, means, style))
   ax.set(xlabel=key, ylabel='final validation loss (nats)')
-  values = [g.values[key] for groups in lines.values() for g in groups]
+  values = [value for x, _, _ in found for value in x]
   if not halves:  # a logarithmic axis needs a point
     ax.set_xlim(min(values), 2 * max(values))
   if min(values) > 0 and max(values) >= 4 * min(values):
-    _logarithmic(ax)
+    look.logarithmic(ax, 'x', values)
   low, high = (min(halves), max(halves)) if halves else (0.0, 1.0)
   pad = 0.08 * (high - low) or 0.1
   ax.set_ylim(low - pad, high + pad)
-  for i, groups in enumerate(lines.values()):
-    x, means = [g.values[key] for g in groups], [g.mean for g in groups]
-    _triangles(ax, x, means, f'C{i % 10}')
-  ax.legend(
-    fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1), title_fontsize=7,
-    title='mean; band: all seeds;\ntriangle: above, or diverged',
-  )  # fmt: skip
+  _triangles(ax, found)
+  what = 'mean; band: all seeds; triangle: above the panel, or diverged'
+  look.legend(fig, *ax.get_legend_handles_labels(), title=what)
   return fig
 
 
-def _triangles(ax, x, y, color) -> None:
-  """Marks, at the upper edge, points that lie above the picture."""
-  top = ax.get_ylim()[1]
-  above = [a for a, b in zip(x, y, strict=True) if not b <= top]
-  if above:  # an unclipped line without points would widen the picture
-    ax.plot(above, [top] * len(above), '^', color=color, clip_on=False)
-
-
-def _logarithmic(ax) -> None:
-  ax.set_xscale('log')
-  # Of less than two decades the minor labels would run into each other.
-  ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
-  ax.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
-  ax.xaxis.set_minor_formatter(ticker.NullFormatter())
+def _triangles(ax, lines: Iterable) -> None:
+  """Marks points above the panel, over its edge: a row for each line."""
+  top, rows = ax.get_ylim()[1], 0
+  for x, y, style in lines:
+    above = [a for a, b in zip(x, y, strict=True) if not b <= top]
+    if above:  # an unclipped line without points would widen the picture
+      ax.plot(above, [top] * len(above), '^', ms=6, color=style['color'],
+              transform=look.shifted(ax, 0, 6 + 8 * rows),
+              clip_on=False)  # fmt: skip
+      ax.update_datalim([(a, top) for a in above])  # not of what is shifted
+      ax.autoscale_view()
+      rows += 1
 
 
 def _limit(ax, losses) -> None:

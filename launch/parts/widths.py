@@ -11,6 +11,7 @@ from matplotlib import figure
 from ml_collections import ConfigDict
 from rich import progress
 
+from launch.parts import look
 from lm import loop, mesh, model, spec, step
 from lm.errors import UserError, did_you_mean
 from optimizers.parts import roles
@@ -148,22 +149,17 @@ def draw(
   widths: Sequence[int], panels: Mapping[str, Sequence[Numbers]]
 ) -> figure.Figure:
   """Draws each panel {title: numbers at each width}, both axes logarithmic."""
-  fig = figure.Figure(figsize=(5.8 * len(panels), 3.6), layout='constrained')
+  fig = figure.Figure(figsize=(5 * len(panels), 3.4), layout='constrained')
   axes = fig.subplots(1, len(panels), squeeze=False)[0]
   for ax, (title, numbers) in zip(axes, panels.items(), strict=True):
     for i, kind in enumerate(numbers[0]):
       values = [n[kind] for n in numbers]
-      style = 'os^Dvxp'[i % 7]
       label = f'{kind} {slope(widths, values):+.2f}'
-      ax.loglog(widths, values, f'{style}-', color=f'C{i % 10}', label=label)
+      ax.loglog(widths, values, label=label, **look.style(i))
     ax.set_xticks(widths, [str(w) for w in widths])
     ax.set_xticks([], minor=True)
+    look.logarithmic(ax, 'y')
     ax.set(xlabel='d_model', title=title)
-    ax.legend(
-      fontsize=7,
-      title='slope',
-      title_fontsize=7,
-      loc='upper left',
-      bbox_to_anchor=(1, 1),
-    )
+    ax.legend(fontsize=8, title='slope', title_fontsize=8, frameon=False,
+              loc='upper left', bbox_to_anchor=(1, 1))  # fmt: skip
   return fig
