@@ -278,10 +278,19 @@ def test_surface_table_and_picture(runs, run, tmp_path):
   assert all(0 < x['loss'] < 10 for x in numbers['emulated'])
   logged = branch.metrics['eval/loss'].value[-1]
   assert numbers['real'][0]['loss'] == pytest.approx(logged, rel=1e-5)
-  show.save(
-    pictures.emulation(run, real, grid, [(12, 6)], results, last),
-    tmp_path / 'x.png',
-  )
+  figure = pictures.emulation(run, real, grid, [(12, 6)], results, last)
+  show.save(figure, tmp_path / 'x.png')
+  curves, heat, *_ = figure.axes
+  labels = curves.get_legend_handles_labels()[1]
+  assert labels == [
+    'constant rate', 'real linear, branch', 'emulated linear',
+    'emulated cosine', 'emulated from raw checkpoints',
+  ]  # fmt: skip
+  assert len(heat.texts) == len(grid)  # each cell has its loss and window
+  cells = {(e, 6): (2.0, 0.1) for e in (9, 12)} | {(12, 3): (2.0, -0.1)}
+  pictures._heat(heat, 'x', cells, 1.0, {9: 6, 12: 6})
+  texts = [text.get_text() for text in heat.texts[len(grid) :]]
+  assert texts == ['2.000\n6', 'not\ncomputed', '2.000\n3\nworse', '2.000\n6']
   assert (tmp_path / 'x.png').read_bytes()[:4] == b'\x89PNG'
   with pytest.raises(UserError, match='is not a branch of'):
     judgement.cooldown(branch, run)

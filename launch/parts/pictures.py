@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib import figure
+from matplotlib import figure, patches
+
+from launch.parts import look
 
 
 def emulation(
@@ -11,80 +13,93 @@ def emulation(
 ) -> figure.Figure:
   """Draws the curves with the emulated ends, and a heat map per shape."""
   shapes = list(dict.fromkeys(job.shape for job in results))
-  fig = figure.Figure(figsize=(5 + 3.4 * len(shapes), 4), layout='constrained')
-  axes = fig.subplots(
-    1, 1 + len(shapes), width_ratios=[1.5, *[1] * len(shapes)]
+  ends = len({end for end, _ in grid})
+  width = max(8, len(shapes) * (0.7 + 0.55 * ends))
+  fig = figure.Figure(figsize=(width, 7.2), layout='constrained')
+  axes = fig.subplot_mosaic(
+    [['curves'] * len(shapes), shapes], height_ratios=[1.4, 1]
   )
-  _curves(axes[0], run, real, grid, focus, results)
   best = {(j.end, j.window, j.shape): x.mean() for j, x in results.items()}
-  gains = [last[e].mean() - best[e, w, s] for e, w in grid for s in shapes]
-  limit = max(map(abs, gains))
-  for ax, shape in zip(axes[1:], shapes, strict=True):
-    cells = {(e, w): best[e, w, shape] for e, w in grid}
-    gain = {(e, w): last[e].mean() - loss for (e, w), loss in cells.items()}
-    image = _heat(ax, shape, cells, gain, limit)
-  fig.colorbar(image, ax=axes[-1], label='gain over no decay (nats)')
+  windows = {e: sorted(w for end, w in grid if end == e) for e, _ in grid}
+  shown = {e: w[len(w) // 2] for e, w in windows.items()} | dict(focus)
+  _curves(axes['curves'], run, real, shown, best)
+  _raw(axes['curves'], focus, results, shapes)
+  axes['curves'].legend(fontsize=8)
+  gains = {(e, w, s): last[e].mean() - best[e, w, s]
+           for e, w in grid for s in shapes}  # fmt: skip
+  limit = max(map(abs, gains.values()))
+  for shape in shapes:
+    cells = {(e, w): (best[e, w, shape], gains[e, w, shape]) for e, w in grid}
+    image = _heat(axes[shape], shape, cells, limit, shown)
+  axes[shapes[0]].set_ylabel('window (second number, steps) →')
+  fig.colorbar(image, ax=axes[shape], label='gain over no decay (nats)')
   return fig
 
 
-def _curves(ax, run, real, grid, focus, results) -> None:
+def _curves(ax, run, real, shown: Mapping, best: Mapping) -> None:
+  """Draws what was trained, and the emulated ends with windows of `shown`."""
   step, loss = run.metrics['eval/loss']
-  ax.plot(step, loss, '.-', color='0.4', label='constant rate')
-  shapes = list(dict.fromkeys(job.shape for job in results))
+  ax.plot(step, loss, '.-', color='0.6', label='constant rate')
+  shapes = list(dict.fromkeys(shape for _, _, shape in best))
+  kinds = list(dict.fromkeys([*shapes, *(r.shape for r in real)]))
   for r in real:  # in the colour of its shape
-    step, loss = r.run.metrics['eval/loss']
-    color = f'C{1 + shapes.index(r.shape)}' if r.shape in shapes else 'C0'
-    ax.plot(step, loss, '.-', color=color,
+    style = look.style(kinds.index(r.shape), linestyle='-', marker='o')
+    ax.plot(*r.run.metrics['eval/loss'], **style,
             label=f'real {r.shape}, {r.run.path.name}')  # fmt: skip
-  for color, shape in enumerate(shapes, 1):
-    middle = _middle(grid, focus, results, shape)
-    size = 4 + 3 * (len(shapes) - color)  # rings: equal losses stay visible
-    ax.plot(*middle, 'o--', color=f'C{color}', fillstyle='none',
-            markersize=size,
-            label=f'emulated {shape}')  # fmt: skip
+  for i, shape in enumerate(shapes):
+    ends = [e for e in sorted(shown) if (e, shown[e], shape) in best]
+    style = look.style(i, linestyle='--', lw=1, ms=5, fillstyle='none')
+    ax.plot(ends, [best[e, shown[e], shape] for e in ends],
+            transform=_beside(ax, i, shapes), label=f'emulated {shape}',
+            **style)  # fmt: skip
+  # The first quarter would hide the rest.
+  seen = [*loss[len(loss) // 4 :], *(r.losses.mean() for r in real)]
+  seen += [x for (e, w, _), x in best.items() if shown[e] == w]
+  pad = 0.1 * (max(seen) - min(seen))
+  ax.set(xlabel='step', ylabel='validation loss (nats)',
+         ylim=(min(seen) - pad, max(seen) + pad))  # fmt: skip
+  title = 'open, side by side: decays to one step, of the windows framed below'
+  ax.set_title(title, fontsize=10)
+
+
+def _raw(ax, focus, results, shapes) -> None:
+  label = 'emulated from raw checkpoints'
   for job, losses in results.items():
     if (job.end, job.window) in focus and job.source == 'raw':
-      color = f'C{1 + shapes.index(job.shape)}'
-      label = f'{job.shape}, raw checkpoints'
-      ax.plot(job.end, losses.mean(), 'x', color=color, label=label)
-  # The first quarter would hide the rest.
-  shown = run.metrics['eval/loss'].value
-  shown = shown[len(shown) // 4 :]
-  low = min(losses.mean() for losses in [*results.values(), shown])
-  pad = 0.15 * (shown.max() - low)
-  ax.set(xlabel='step', ylabel='validation loss (nats)',
-         ylim=(low - pad, shown.max() + pad))  # fmt: skip
-  windows = ', '.join(f'{w} steps until {e}' for e, w in dict.fromkeys(focus))
-  ax.set_title(f'windows: {windows}; elsewhere the middle one', fontsize=8)
-  ax.legend(fontsize=7)
+      ax.plot([], [], 'x', color='0.3', label=label)
+      i, label = shapes.index(job.shape), ''
+      ax.plot(job.end, losses.mean(), 'x', ms=5, color=look.style(i)['color'],
+              transform=_beside(ax, i, shapes))  # fmt: skip
 
 
-def _middle(grid, focus, results, shape):
-  """Returns end steps and losses: of focus there, else of the middle window."""
-  found = {}
-  for job, losses in results.items():
-    windows = sorted(w for e, w in grid if e == job.end) or [0]
-    window = dict(focus).get(job.end, windows[len(windows) // 2])
-    if job.shape == shape and job.window == window:
-      found[job.end] = losses.mean()
-  ends = sorted(found)
-  return ends, [found[e] for e in ends]
+def _beside(ax, i, shapes):
+  """Side by side: equal losses stay visible."""
+  return look.shifted(ax, 7 * (i - (len(shapes) - 1) / 2), 0)
 
 
-def _heat(ax, shape: str, cells: Mapping, gain: Mapping, limit: float):
-  """Cells (end, window) -> loss as text, gain as colour."""
+def _heat(ax, shape: str, cells: Mapping, limit: float, shown: Mapping):
+  """Cells (end, window) -> loss as text, gain as colour; `shown` framed."""
   ends: Sequence[int] = sorted({e for e, _ in cells})
   rank = max(sum(e == end for e, _ in cells) for end in ends)
   table = np.full((rank, len(ends)), np.nan)
   for column, end in enumerate(ends):
     windows = sorted(w for e, w in cells if e == end)
-    for row, window in enumerate(windows):
-      table[row, column] = gain[end, window]
-      text = f'{cells[end, window]:.3f}\n{window} steps'
+    for row in range(rank):
+      box = patches.Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, lw=1.5)
+      text = 'not\ncomputed'
+      box.set(facecolor='0.93', edgecolor='0.93')
+      if row < len(windows):
+        loss, table[row, column] = cells[end, windows[row]]
+        text = f'{loss:.3f}\n{windows[row]}'
+        if table[row, column] < 0:  # grey print has no signs
+          text += '\nworse'
+        edge = 'black' if windows[row] == shown[end] else 'none'
+        box.set(facecolor='none', edgecolor=edge)
+      ax.add_patch(box)
       ax.text(column, row, text, ha='center', va='center', fontsize=7)
   ax.set(title=f'loss after a {shape} decay', xlabel='end step', yticks=[],
          xticks=range(len(ends)), xticklabels=ends)  # fmt: skip
-  ax.set_ylabel('longer window →')
+  ax.title.set_fontsize(10)
   return ax.imshow(table, cmap='PiYG', vmin=-limit, vmax=limit, alpha=0.6,
                    aspect='auto', origin='lower')  # fmt: skip
 
@@ -104,13 +119,17 @@ def report(rows: Sequence[Mapping]) -> figure.Figure:
   panels = fig.subplots(1, len(windows), sharey=True, squeeze=False)[0]
   for ax, window in zip(panels, windows, strict=True):
     here = [row for row in rows if row['window'] == window]
-    against = 'the real cooldown' if _differences(ax, here, names) else 'last'
-    ax.set(title=f'{window} steps', xlabel=f'loss minus {against} (nats)',
-           yticks=range(len(names)), yticklabels=names)  # fmt: skip
+    real = _differences(ax, here, names)
+    against = 'real cooldown' if real else 'last checkpoint'
+    title = f'decay over {window} steps' if window else 'merges, no window'
+    ax.set(xlabel=f'loss minus {against} (nats)', yticks=range(len(names)),
+           yticklabels=names)  # fmt: skip
+    ax.set_title(title, fontsize=10)
+    ax.locator_params(axis='x', nbins=5)
   panels[0].invert_yaxis()
   both = [ax.get_legend_handles_labels() for ax in panels]
   labels = {label: x for pair in both for x, label in zip(*pair, strict=True)}
-  fig.legend(labels.values(), labels, loc='outside lower center', fontsize=7)
+  look.legend(fig, list(labels.values()), list(labels))
   return fig
 
 
@@ -124,10 +143,14 @@ def _differences(ax, rows, names) -> bool:
     ax.errorbar(
       d.mean, names.index(f'{row["shape"]}, {row["source"]}'),
       xerr=[[d.mean - d.low], [d.high - d.mean]], fmt='o', color='0.2',
-      capsize=2, label='merge: 95 % interval of the paired difference',
+      ms=3, capsize=4,
+      label='merge: 95 % interval of the paired difference',
     )  # fmt: skip
-  ax.axvline(0, color='C0' if real else '0.6', linewidth=0.8)
-  for i, row in enumerate(real):
-    ax.axvline(row['gain'].mean, color=f'C{i}', linestyle=':',
-               label=f'no decay (real: {row["shape"]})')  # fmt: skip
+  if real:
+    ax.axvline(0, color='0.5', zorder=0, label='real cooldown')
+  # Without a real cooldown, all are differences from the last checkpoint.
+  for i, x in enumerate([row['gain'].mean for row in real] or [0]):
+    label = 'last checkpoint, no decay'
+    label += f' (minus real {real[i]["shape"]})' if len(real) > 1 else ''
+    ax.axvline(x, label=label, zorder=0, **look.style(i + 1, marker=''))
   return bool(real)
