@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from launch.parts import comparison, judgement
+from launch.parts import comparison, judgement, show
 from lm import loop
 from lm import run as run_lib
 from lm.errors import UserError
@@ -99,6 +99,14 @@ def test_difference_is_students_interval():
   np.testing.assert_allclose(d, [2, 2 - half, 2 + half], rtol=1e-6)
   assert comparison.difference([1.0], [3.0]) == (-2, -np.inf, np.inf)
   assert comparison.difference([1.0, 2.0], [0.0, 1.0]) == (1, 1, 1)
+
+
+def test_a_standard_error_takes_three_batches():
+  last, losses = np.array([2.0, 3.0, 4.0]), np.array([1.0, 2.0, 4.5])
+  # By hand: differences 1, 1, -.5; their deviation .8660, over the root of 3.
+  assert show.gain(last, losses) == ('0.5000', '0.5000')
+  assert show.gain(last[:2], losses[:2]) == ('1.0000', '-')
+  assert show.gain(last, last * (1 + 1e-5))[1] == '<0.0001'
 
 
 def test_rows(run, cooldown):

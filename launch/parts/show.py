@@ -47,10 +47,11 @@ def gain(last: np.ndarray, losses: np.ndarray) -> tuple[str, str]:
 
 
 def _error(x: np.ndarray) -> str:
-  """Formats the standard error of a mean, which one value does not have."""
-  if len(x) < 2:
+  """Formats the standard error of a mean; two values do not tell it."""
+  if len(x) < 3:
     return '-'
-  return f'{x.std(ddof=1) / math.sqrt(len(x)):.4f}'
+  error = x.std(ddof=1) / math.sqrt(len(x))
+  return '<0.0001' if 0 < error < 1e-4 else f'{error:.4f}'
 
 
 def coefficients(about: Mapping[str, Any], tokens: int = 0) -> None:
