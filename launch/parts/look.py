@@ -44,7 +44,7 @@ def logarithmic(ax: Any, which: str, at: Sequence[float] = ()) -> None:
   getattr(ax, f'set_{which}scale')('log')
   axis = getattr(ax, f'{which}axis')
   decades = np.ptp(np.log10(getattr(ax, f'get_{which}lim')()))
-  subs = (1, 2, 5) if decades < 2.2 else (1, 3) if decades < 4.5 else (1,)
+  subs = (1, 2, 5) if decades < 2.2 else (1, 3) if decades < 2.9 else (1,)
   axis.set_major_locator(ticker.LogLocator(subs=subs))
   at = np.unique(at)
   if 2 < at.size < 7 and min(at[1:] / at[:-1]) > 1.5:

@@ -150,10 +150,10 @@ def ranking(rows: Sequence) -> figure.Figure:
         ring = {**style, 'ms': 11, 'fillstyle': 'none'}
         ax.plot(at.best, at.losses[at.best], **ring)
         found.append((x, y, style))
-    ax.set(xlabel=field, ylabel='validation loss of the search (nats)')
-    look.logarithmic(ax, 'x', [a for x, _, _ in found for a in x])
+    ax.set(xlabel=field, ylabel='loss of the search (nats)')
     _limit(ax, [value for _, y, _ in found for value in y])
     _triangles(ax, found)
+    look.logarithmic(ax, 'x', [a for x, _, _ in found for a in x])
   drawn, ends, most = [], [], 0
   for r, style in zip(rows, styles, strict=True):
     bad = np.sum(~np.isfinite(r.losses))
@@ -206,29 +206,28 @@ def sweep(lines: Mapping, key: str) -> figure.Figure:
   values = [value for x, _, _ in found for value in x]
   if not halves:  # a logarithmic axis needs a point
     ax.set_xlim(min(values), 2 * max(values))
-  if min(values) > 0 and max(values) >= 4 * min(values):
-    look.logarithmic(ax, 'x', values)
   low, high = (min(halves), max(halves)) if halves else (0.0, 1.0)
   pad = 0.08 * (high - low) or 0.1
   ax.set_ylim(low - pad, high + pad)
   _triangles(ax, found)
+  if min(values) > 0 and max(values) >= 4 * min(values):
+    look.logarithmic(ax, 'x', values)
   what = 'mean; band: all seeds; triangle: above the panel, or diverged'
   look.legend(fig, *ax.get_legend_handles_labels(), title=what)
   return fig
 
 
 def _triangles(ax, lines: Iterable) -> None:
-  """Marks points above the panel, over its edge: a row for each line."""
-  top, rows = ax.get_ylim()[1], 0
+  """Marks points above the panel, over its edge, each above the one before."""
+  top, rows = ax.get_ylim()[1], {}
   for x, y, style in lines:
-    above = [a for a, b in zip(x, y, strict=True) if not b <= top]
-    if above:  # an unclipped line without points would widen the picture
-      ax.plot(above, [top] * len(above), '^', ms=6, color=style['color'],
-              transform=look.shifted(ax, 0, 6 + 8 * rows),
-              clip_on=False)  # fmt: skip
-      ax.update_datalim([(a, top) for a in above])  # not of what is shifted
-      ax.autoscale_view()
-      rows += 1
+    for a in (a for a, b in zip(x, y, strict=True) if not b <= top):
+      rows[a] = rows.get(a, 0) + 1
+      ax.plot(a, top, '^', ms=6, color=style['color'], clip_on=False,
+              transform=look.shifted(ax, 0, 8 * rows[a] - 2))  # fmt: skip
+  # The limits do not know what is shifted.
+  ax.update_datalim([(a, top) for a in rows] or np.zeros((0, 2)))
+  ax.autoscale_view()
 
 
 def _limit(ax, losses) -> None:
