@@ -96,7 +96,7 @@ def _print_focus(run, end, window, results, last, real) -> None:
   show.table(header, rows)
   print(
     'gain: loss of the last checkpoint minus this loss, paired by batch; '
-    f's.e.: standard error over {len(last)} batches, of which it takes three.'
+    f's.e.: standard error over {len(last)} batches, if three or more.'
   )
 
 

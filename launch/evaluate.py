@@ -43,7 +43,7 @@ def main() -> None:
     sets.setdefault(same, (what, []))[1].append(text)
   header = ['checkpoint', 'loss (nats)', 's.e.', 'bits per byte']
   show.table([*header, *['minus first'] * several], rows)
-  print('s.e.: standard error over batches, of which it takes three.')
+  print('s.e.: standard error over batches, if three or more.')
   if several:
     print('minus first: paired by batch, ±: 95 % interval.')
   for what, names in sets.values():
