@@ -139,8 +139,8 @@ def test_top_singular_values_of_trained_matrices():
   they have +0.25 and +0.27 with constant decay). Not because of the width: top
   over RMS goes as width^0.71 to width^0.83 by sqrt, in all. But RMS ~ sqrt(lr /
   wd), -0.75 by sqrt and -0.5 with constant decay, is -0.65 and -0.3 in v and o:
-  at width 32 their entries are half of what random gradients give, since the
-  loss pulls back, and closer to that where decay is weaker.
+  at width 32 their entries are half of what random gradients give (perhaps the
+  loss pulls back), and closer to that where decay is weaker.
   """
   narrow = _trained(SIZES[0], 'sqrt')  # where all rules are the same
   wide = {rule: _trained(SIZES[1], rule) for rule in RULES}
