@@ -69,6 +69,24 @@ def test_weights_of_two_gradients(monkeypatch, bias_correction, want):
   np.testing.assert_allclose(jnp.diag(u), want, rtol=2e-5)
 
 
+def test_short_stacks_change_no_bit(monkeypatch):
+  """Alone on a CPU: see `newton_schulz._stacks`; a turned one is in each."""
+  xs = [*problem.normal((6, 5, 7)), *problem.normal((5, 7, 5))]
+  knobs = {'coefficients': 'keller', 'steps': 5, 'dtype': 'float32'}
+
+  def run():
+    tree = lambda xs: newton_schulz.orthogonalize_tree(
+      xs, roles.of(xs), **knobs
+    )
+    return jax.jit(tree)(xs), str(jax.make_jaxpr(tree)(xs))
+
+  short, text = run()
+  monkeypatch.setattr(newton_schulz, '_stacks', lambda groups: groups)
+  long, other = run()
+  jax.tree.map(np.testing.assert_array_equal, short, long)
+  assert text != other
+
+
 @pytest.mark.parametrize('scan', [True, False])
 def test_which_leaf_muon_treats_as_a_matrix(scan):
   """The list in full: the reason why roles are not read from shapes."""

@@ -224,7 +224,7 @@ def _polynomial(a, zeroth, first, second, product):
 def orthogonalize_tree(updates: PyTree, axes: PyTree, **knobs: Any) -> PyTree:
   """Orthogonalizes every leaf: a matrix, or a stack of them by its axes.
 
-  Leaves of equal matrix shape, up to transposition, run in one stack: less to
+  Leaves of equal matrix shape, up to transposition, run in stacks: less to
   compile and larger batches. Several devices share the work (`owners.py`).
   `knobs` are those of `orthogonalize`.
   """
@@ -236,7 +236,7 @@ def orthogonalize_tree(updates: PyTree, axes: PyTree, **knobs: Any) -> PyTree:
   groups: dict[tuple[int, ...], list[int]] = {}
   for i, (x, _) in enumerate(wide):
     groups.setdefault(x.shape[1:], []).append(i)
-  for members in groups.values():
+  for members in _stacks(groups.values()):
     stacks = [wide[i][0] for i in members]
     done = owners.apply(
       functools.partial(orthogonalize, **knobs), jnp.concatenate(stacks)
@@ -246,6 +246,18 @@ def orthogonalize_tree(updates: PyTree, axes: PyTree, **knobs: Any) -> PyTree:
       y = jnp.swapaxes(y, 1, 2) if wide[i][1] else y
       leaves[i] = roles.from_matrices(y, axes[i], leaves[i].shape)
   return treedef.unflatten(leaves)
+
+
+def _stacks(groups):
+  """Splits groups where matrices run one after the other: alone on a CPU.
+
+  XLA's CPU compiler makes one kernel of all loops that are alike. A loop that
+  reads a leaf out of a stack has the leaf's place in it: in short stacks many
+  leaves have the same place, and there is less to compile.
+  """
+  if owners.axes() or jax.default_backend() != 'cpu':
+    return groups
+  return [x[i : i + 4] for x in groups for i in range(0, len(x), 4)]
 
 
 def _flip(x_BMN, axes):

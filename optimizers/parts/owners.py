@@ -22,10 +22,10 @@ def apply(
   Without a mesh, or where a surrounding `shard_map` took all axes, it is
   function(x_BMN).
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  names = tuple(n for n in mesh.auto_axes if mesh.shape[n] > 1)
+  names = axes()
   if not names:
     return function(x_BMN)
+  mesh = jax.sharding.get_abstract_mesh()
   n, owners = len(x_BMN), math.prod(mesh.shape[a] for a in names)
   x_BMN = jnp.pad(x_BMN, ((0, -n % owners), (0, 0), (0, 0)))
   # One axis after the other: XLA turns each of these changes into a single
@@ -39,6 +39,12 @@ def apply(
   for i in reversed(range(len(names))):
     x_BMN = _deal(x_BMN, names[:i])
   return x_BMN[:n]
+
+
+def axes() -> tuple[str, ...]:
+  """Returns the mesh axes over which `apply` deals; none on one device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return tuple(n for n in mesh.auto_axes if mesh.shape[n] > 1)
 
 
 def _deal(x_BMN, names):
