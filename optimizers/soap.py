@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental import layout
 
 from optimizers.parts import choices, hybrid, roles
 
@@ -146,7 +147,12 @@ def scale_by_soap(
 
 def _eigenvectors(gram, like):
   """Columns by falling eigenvalue; nothing for a side that is not rotated."""
-  return jnp.linalg.eigh(gram)[1][..., ::-1] if like.size else like
+  return _rows(jnp.linalg.eigh(gram)[1][..., ::-1]) if like.size else like
+
+
+def _rows(x_BMN):
+  """Not LAPACK's columns: every step would transpose what it keeps."""
+  return layout.with_layout_constraint(x_BMN, layout.Layout((0, 1, 2)))
 
 
 def _exact(a, b):
@@ -175,5 +181,5 @@ def _refresh(nu, grams, bases):
     basis = jnp.take_along_axis(basis, order[:, None, :], 2)
     index = order[:, :, None] if axis == 1 else order[:, None, :]
     nu = jnp.take_along_axis(nu, index, axis)
-    new.append(jnp.linalg.qr(gram @ basis)[0])
-  return nu, tuple(new)
+    new.append(_rows(jnp.linalg.qr(gram @ basis)[0]))
+  return _rows(nu), tuple(new)
