@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import pathlib
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
@@ -41,7 +42,10 @@ def of_code(path: str) -> Iterator[None]:
     ours = [f for f in frames if not f.filename.startswith(_LIBRARIES)]
     at = f"'{path}'"  # the first two are this function and its caller
     if len(ours) > 2:
-      at = f"'{ours[-1].filename}', line {ours[-1].lineno}"
+      file, line = pathlib.Path(ours[-1].filename), ours[-1].lineno
+      own, here = file.name == pathlib.Path(path).name, pathlib.Path.cwd()
+      file = file.relative_to(here) if file.is_relative_to(here) else file
+      at = f"'{file}', line {line}" if own else f'{at} ({file}, line {line})'
     what, _, _ = str(e).partition('\n')
     if type(e).__name__ == 'TracerBoolConversionError':
       what = (

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from lm import averages as averages_lib
 from lm import spec
-from lm.errors import UserError, did_you_mean
+from lm.errors import UserError, did_you_mean, of_code
 from lm.model import Model
 
 _PARTS = 'optimizers.parts'
@@ -93,12 +93,55 @@ def optimizer(
     knobs['learning_rate'],
     floats=traced and traced['optimizer'],
   )
+  tx = _checked(tx, config.optimizer.name)
   if config.spectral_penalty:
     wrap = spec.get(_PARTS, 'spectral_penalty')
     tx = wrap(tx, axes, knobs['spectral_penalty'])
   if config.project:
     tx = spec.get(_PARTS, config.project)(tx, axes)
   return tx
+
+
+def _checked(tx, name):
+  """The same, but its mistakes are sentences that name its file."""
+  path = f'optimizers/{name}.py'
+  if not isinstance(tx, optax.GradientTransformation):
+    raise UserError(
+      f'{path}: {name}() must return an optax.GradientTransformation, not '
+      f'{tx!r:.40}.'
+    )
+
+  def init(params):
+    with of_code(path):
+      return tx.init(params)
+
+  def update(updates, state, params=None, **extra):
+    with of_code(path):
+      found = tx.update(updates, state, params, **extra)
+    if not isinstance(found, tuple) or len(found) != 2:
+      raise UserError(
+        f'{path}: update must return (updates, state), not {type(found)}.'
+      )
+    _check_alike(f'{path}: the updates', found[0], updates)
+    _check_alike(f'{path}: the state after an update', found[1], state)
+    return found
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_alike(what, found, before):
+  """Else a shape would be broadcast, or the error be one of `lax.cond`."""
+  new, old = (
+    {jax.tree_util.keystr(k): f'{x.dtype}{[*x.shape]}' for k, x in leaves}
+    for leaves in map(jax.tree_util.tree_leaves_with_path, (found, before))
+  )
+  if new == old and jax.tree.structure(found) == jax.tree.structure(before):
+    return
+  for place in sorted({*new, *old}):
+    a, b = new.get(place, 'nothing'), old.get(place, 'nothing')
+    if a != b:
+      raise UserError(f'{what} must have {b} at {place}, as before, not {a}.')
+  raise UserError(f'{what} must have the structure that it had before.')
 
 
 def unwrapped(config: ConfigDict, opt_state: Any) -> Any:

@@ -252,6 +252,19 @@ def test_what_a_new_optimizer_raises_is_one_sentence(
   for name, line, sentence in (
     ('branch', 'if momentum > 0.5: momentum', 'line 5: Tracer.* jnp.where'),
     ('typo', 'optax.nothere', "line 5: AttributeError: .* 'nothere'"),
+    ('alone', 'return updates', r'must return \(updates, state\), not <class'),
+    (
+      'shape',
+      'updates = {**updates, "embedding": params["head"]}',
+      r"updates must have float32\[256, 32\] at \['embedding'\], as before, "
+      r'not float32\[32, 256\]',
+    ),
+    (
+      'state',
+      'return updates, (state,)',
+      'the state after an update must have the str',
+    ),
+    ('three', 'pass', r'must return an optax\.Grad.*, not 3'),
   ):
     (folder / f'zz_test_{name}.py').write_text(f"""import optax
 def zz_test_{name}(learning_rate, *, momentum: float = 0.9):
@@ -259,7 +272,8 @@ def zz_test_{name}(learning_rate, *, momentum: float = 0.9):
   def update(updates, state, params=None):
     {line}
     return start.update(updates, state, params)
-  return optax.GradientTransformation(start.init, update)
+  made = optax.GradientTransformation(start.init, update)
+  return {'3' if name == 'three' else 'made'}
 """)
     chosen = f'--config=configs/debug.py:optimizer=zz_test_{name}'
     workdir = f'--workdir={tmp_path}/{name}'
