@@ -43,7 +43,6 @@ def main() -> None:
   with cli.user_errors():
     artifact.check_name(_NAME.value)
     run = Run(_RUN.value)
-    emulation.warn_of_code(run)
     real = [judgement.cooldown(run, Run(path)) for path in _AGAINST.value]
     windows = cli.integers('windows', _WINDOWS.value)
     grid = judgement.grid(run, cli.integers('ends', _ENDS.value), windows)
@@ -52,6 +51,8 @@ def main() -> None:
     middle = [newest[len(newest) // 2]]
     focus = [(r.end, r.window) for r in real] or middle
     jobs = judgement.jobs(run, grid, focus, _SHAPES.value, _FLOOR.value)
+  end = max(end for end, _ in grid)
+  emulation.warn_of_code(run, end, end - min(e - w for e, w in grid))
   results = judgement.measure(run, jobs)
   last = {end: run.losses(run.params(end)) for end in {j.end for j in jobs}}
   for end, window in dict.fromkeys(focus):

@@ -130,7 +130,6 @@ def _merge_run(options) -> None:
   if _STATE.value:
     _refuse(('means', 'stored'), 'does not go with --state')
   run = Run(_RUN.value)
-  emulation.warn_of_code(run)
   if _NAME.value:
     artifact.check_name(_NAME.value)
   method = emulation.parse_method(_METHOD.value)
@@ -151,6 +150,7 @@ def _merge_run(options) -> None:
     )
     if not _STEPS.value and not _MEANS.value and _EVERY.value == 1:
       emulation.warn_of_gaps(run, plan, _WINDOW.value)
+  emulation.warn_of_code(run, plan.about['end'], plan.about['window'])
   if _CONTROL.value:
     plan = emulation.control(plan, _CONTROL.value, _SEED.value)
   if _STATE.value:
@@ -184,6 +184,7 @@ def _merge_run(options) -> None:
 def _merge_inputs(options) -> None:
   from launch.parts import emulation, finished, foreign, show
   from merging.engine import artifact
+  from merging.engine import plan as engine
 
   _check_inputs_flags()
   method = emulation.parse_method(_METHOD.value)
@@ -193,6 +194,7 @@ def _merge_inputs(options) -> None:
   if _CONTROL.value:
     plan = emulation.control(plan, _CONTROL.value, _SEED.value)
   options |= {'tree': found.tree, 'ages': found.steps}
+  engine.plan(plan.sources, engine.Options(**options))  # may refuse
   out, folder = pathlib.Path(_OUT.value), pathlib.Path(_INPUTS.value[0])
   if len(_INPUTS.value) == 1 and out.resolve().parent == folder.resolve():
     raise UserError(
@@ -221,6 +223,8 @@ def _merge_inputs(options) -> None:
     **options,
   )
   print(f'wrote {out / found.item} and {out}/merge.json')
+  if found.tree:
+    print(f"It holds what is below '{found.tree}' of the inputs, and no more.")
 
 
 def _check_inputs_flags():

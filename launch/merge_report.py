@@ -52,7 +52,6 @@ def main() -> None:
   with cli.user_errors():
     artifact.check_name(_NAME.value)
     run = Run(_RUN.value)
-    emulation.warn_of_code(run)
     real = [judgement.cooldown(run, Run(path)) for path in _AGAINST.value]
     found = comparison.compare(
       run,
@@ -63,6 +62,8 @@ def main() -> None:
       floor=_FLOOR.value,
       names=list(dict.fromkeys(_MERGES.value)),
     )
+  window = max(row['window'] for row in comparison.rows(found))
+  emulation.warn_of_code(run, found.step, window)
   title, header, rows = comparison.table(found)
   print(title)
   show.table(header, rows)

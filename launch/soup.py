@@ -40,7 +40,9 @@ def main() -> None:
 
   run = Run(refs[0].run)
   if (run.path / 'merged' / _NAME.value).exists():
-    raise UserError(f'{run.path}/merged/{_NAME.value} exists; use --name.')
+    raise UserError(
+      f'{run.path}/merged/{_NAME.value} exists; use another --name.'
+    )
   with cli.user_errors():
     _soup(run, refs)
 

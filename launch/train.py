@@ -86,7 +86,9 @@ def _beside(run, parent: str, workdir: str) -> str:
   start = int(run.meta['parent'].rpartition('@')[2])
   rates = whole.learning_rates()[start:end]
   kept = end in whole.steps and (rates == rates[0]).all()
-  if kept and run.learning_rates()[end - 1] < rates[0]:
+  here = run.learning_rates()[start:end]
+  begins = abs(here[0] / rates[0] - 1) < 1e-5  # as judgement.cooldown
+  if kept and begins and here[-1] < here[0]:
     options = f'--run={shlex.quote(parent)} --against={shlex.quote(workdir)}'
     return f'launch.emulate {options}'
   return f'launch.evaluate --at={shlex.quote(f"{parent},{workdir}")}'

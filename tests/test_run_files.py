@@ -184,7 +184,10 @@ def test_code_that_changes_inside_a_run_is_told_and_kept(
   )
   arguments = [f'--run={run}', '--end=8', '--window=8', '--dry_run']
   assert tools.call(monkeypatch, 'merge', *arguments) == 0
-  assert 'changed at step 12' in capsys.readouterr().out
+  assert 'changed at step' not in capsys.readouterr().out  # not in the window
+  log.write_json(run / 'meta.json', {**new, 'code_before': {'4': old['code']}})
+  assert tools.call(monkeypatch, 'merge', *arguments) == 0
+  assert 'changed at step 4;' in capsys.readouterr().out
   with pytest.raises(UserError, match='was trained with other code'):
     trials.Trials(run.parent).check('a', helpers.config(), run)
 

@@ -222,13 +222,15 @@ def regular(run: Run, end: int | None = None) -> list[int]:
   return [s for s in steps if s % every == 0 or s in (end, steps[-1])]
 
 
-def warn_of_code(run: Run) -> None:
-  """Says so if the code of the method changed inside the run."""
+def warn_of_code(run: Run, end: int, window: int) -> None:
+  """Says so if the code of the method changed inside a window."""
   known = (run.path / 'meta.json').is_file()  # a merge can do without
-  if before := known and run.meta.get('code_before'):
+  changes = run.meta.get('code_before', ()) if known else ()
+  inside = [step for step in changes if end - window < int(step) < end]
+  if inside:
     print(
       f'warning: the optimizer or schedule of {run.path} changed at step '
-      f'{", ".join(before)}; what is averaged across it is of two methods.'
+      f'{", ".join(inside)}; what is averaged across it is of two methods.'
     )
 
 
