@@ -46,7 +46,7 @@ def main() -> None:
       f"--vocab_size={_VOCAB_SIZE.value} and --tokenizer='{_TOKENIZER.value}' "
       'exclude each other.'
     )
-  from configs import base
+  from configs import quickstart  # what launch.train takes
   from launch.parts import show, tokenizing
   from lm import sources
 
@@ -82,10 +82,12 @@ def main() -> None:
   for key, shard in zip(('train', 'eval'), shards, strict=False):
     words.append(f'--config.data.{key}={shard.path}')
   words += [f'--config.model.vocab_size={shards[0].vocab_size}']
-  config = base.get_config()
+  config = quickstart.get_config()
   fit = (shards[-1].tokens - 1) // config.seq_len
   if len(shards) > 1 and 0 < fit < config.eval.num_sequences:
-    words += [f'--config.eval.num_sequences={fit}']
+    batch = min(config.eval.batch_size, fit)
+    words += [f'--config.eval.num_sequences={fit // batch * batch}']
+    words += [f'--config.eval.batch_size={batch}']
   words += ['--workdir=runs/new']
   print(f'Next: python -m launch.train {shlex.join(words)}')
 

@@ -54,6 +54,9 @@ def test_shards_are_the_text_and_a_run_reads_them(
   # The command that it prints trains; the sampled text is text.
   (following,) = (x for x in said.splitlines() if x.startswith('Next: '))
   given = [x for x in following.split() if x.startswith('--config.')]
+  fit = (tokens.open_shard(str(out / 'eval.bin')).tokens.size - 1) // 128
+  sizes = [f'--config.eval.{x}={fit}' for x in ('num_sequences', 'batch_size')]
+  assert 0 < fit < 32 and given[-2:] == sizes
   done = helpers.command(
     'launch.train', '--config=configs/debug.py', *given,
     f'--workdir={tmp_path}/run', '--config.num_steps=4',
