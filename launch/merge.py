@@ -164,13 +164,15 @@ def _merge_run(options) -> None:
   )
   if plan.state:
     about['state'] = merged_state.provenance(run, plan.state)
+  if _STORED.value:
+    stored.amend(plan, about)
   name = _NAME.value or _default_name(method, plan.about)
   out = run.path / 'merged' / name
   hashed = _hashed(run.path, [*plan.sources, *plan.state])
   items = ('params', 'state')[: 1 + bool(plan.state)]
   done = finished.is_done(out, about, items, plan.sources, hashed)
   if _STORED.value:
-    stored.describe(run, plan, about)
+    stored.describe(run, plan)
   else:
     show.coefficients(about, run.config.batch_size * run.config.seq_len)
   if _end(out, done):

@@ -95,7 +95,7 @@ def test_the_comparison(tmp_path, monkeypatch, capsys):
 def _notebook_snippet(folder):
   (code,) = re.findall(r'```python\n(from lm.run.*?)```', README, re.S)
   done = subprocess.run(
-    [sys.executable, '-c', code + '\nprint(losses.mean())'],
+    [sys.executable, '-c', code + '\nprint(run.losses(emulated).mean())'],
     cwd=folder,
     capture_output=True,
     text=True,

@@ -174,15 +174,19 @@ def _profile(steps: Sequence[int], before: np.ndarray) -> dict[str, Any]:
   return {'multipliers': {str(s): float(1 - x) for s, x in pairs}}
 
 
-def describe(run: Run, plan: Plan, about: dict[str, Any]) -> None:
-  """Prints coefficients, multipliers and, of trackers, how good the fit is.
+def amend(plan: Plan, about: dict[str, Any]) -> None:
+  """Changes a provenance: these sources are no blocks.
 
-  The provenance has the multipliers by step, and of how many independent
-  iterates the average has the noise: these sources are no blocks.
+  It has the multipliers by step, and of how many independent iterates the
+  average has the noise.
   """
   for row in about['sources']:
     del row['multiplier']
   about['effective_count'] = plan.about['iterates']
+
+
+def describe(run: Run, plan: Plan) -> None:
+  """Prints coefficients, multipliers and, of trackers, how good the fit is."""
   rows = [
     [f'{path.parent.name} {path.name}', f'{c:.6f}'] for path, c in plan.sources
   ]
