@@ -128,6 +128,19 @@ def test_what_diverged_is_no_best_and_does_not_hide_the_rest(bad):
   assert 100.0 in [x for line in above for x in line.get_xdata()]
 
 
+def test_the_baseline_is_the_first_setting():
+  """Not the one with the least value."""
+  rows = [
+    {'optimizer': n, 'rate': r}
+    for n, rates in (('adamw', (3, 2)), ('muon', (2, 1)))
+    for r in rates
+  ]
+  found = sweeps.groups(_methods(rows), [0] * 4, [1.0, 2.0, 3.0, 4.0])
+  assert [*sweeps.lines(found, 'rate')] == ['adamw', 'muon']
+  header, body = sweeps.bests(found, 'rate')
+  assert header[-1] == 'minus adamw' and body[1][-1] == '+2.0000'
+
+
 def test_of_equal_numbers_the_learning_rate_is_the_axis():
   rows = [{'b1': b, 'learning_rate': r} for b in (1, 2) for r in (1, 2)]
   found = sweeps.groups(_methods(rows), [0] * 4, [1.0, 2.0, 3.0, 4.0])

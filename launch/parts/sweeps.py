@@ -209,12 +209,16 @@ def axis(found: Sequence[Group]) -> str:
 
 
 def lines(found: Sequence[Group], key: str) -> dict[str, list[Group]]:
-  """Returns {what else is the same: groups by their value of `key`}."""
+  """Returns {what else is the same: groups by their value of `key`}.
+
+  The lines are in the order of the settings: the first is the baseline.
+  """
   drawn: dict[str, list[Group]] = {}
-  for g in sorted(found, key=lambda g: g.values[key]):
+  for g in found:
     name = _name(g, key) or 'no other field'  # legends leave '' out
     drawn.setdefault(name, []).append(g)
-  return drawn
+  value = lambda g: g.values[key]
+  return {name: sorted(points, key=value) for name, points in drawn.items()}
 
 
 def _name(g, key):
