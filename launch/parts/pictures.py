@@ -14,7 +14,7 @@ def emulation(
   """Draws the curves with the emulated ends, and a heat map per shape."""
   shapes = list(dict.fromkeys(job.shape for job in results))
   ends = len({end for end, _ in grid})
-  width = max(8, len(shapes) * (0.7 + 0.55 * ends))
+  width = max(8, len(shapes) * (0.7 + 0.7 * ends))
   fig = figure.Figure(figsize=(width, 7.2), layout='constrained')
   axes = fig.subplot_mosaic(
     [['curves'] * len(shapes), shapes], height_ratios=[1.4, 1]
@@ -31,7 +31,7 @@ def emulation(
   for shape in shapes:
     cells = {(e, w): (best[e, w, shape], gains[e, w, shape]) for e, w in grid}
     image = _heat(axes[shape], shape, cells, limit, shown)
-  axes[shapes[0]].set_ylabel('window (second number, steps) →')
+  axes[shapes[0]].set_ylabel('longer window →')
   fig.colorbar(image, ax=axes[shape], label='gain over no decay (nats)')
   return fig
 
@@ -90,7 +90,7 @@ def _heat(ax, shape: str, cells: Mapping, limit: float, shown: Mapping):
       box.set(facecolor='0.93', edgecolor='0.93')
       if row < len(windows):
         loss, table[row, column] = cells[end, windows[row]]
-        text = f'{loss:.3f}\n{windows[row]}'
+        text = f'{loss:.3f}\nwindow {windows[row]}'
         if table[row, column] < 0:  # grey print has no signs
           text += '\nworse'
         edge = 'black' if windows[row] == shown[end] else 'none'
