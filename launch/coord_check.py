@@ -22,11 +22,11 @@ _WIDTHS = flags.DEFINE_list('widths', ['32', '64', '128'], 'values of d_model')
 _NUM_STEPS = flags.DEFINE_integer('num_steps', 10, 'of each run', 1)
 _OF = flags.DEFINE_string('of', 'activations', 'or singular_values')
 _GROW = flags.DEFINE_string('grow', 'heads', 'or head_dim')
-_OUT = flags.DEFINE_string('out', 'coord_check.png', 'the picture')
+_OUT = flags.DEFINE_string('out', 'runs/coord_check.png', 'the picture')
 
 _TITLES = {
   'activations': ('RMS after the last step', 'RMS of the change'),
-  'singular_values': ('top singular value after', 'top singular value before'),
+  'singular_values': ('top singular value before', 'top singular value after'),
 }
 
 
@@ -58,9 +58,11 @@ def main() -> None:
     print(_memory(configs))
   show.save(lib.draw(widths, panels), out)
   print(f'wrote {out}')
+  rule = _CONFIG.value.model.base_width
+  base = 0 if rule else widths[0]
   print(
-    'Next: the same without a rule, --config.model.base_width=0, or with '
-    f'--config.model.base_width={widths[0]}'
+    f'Next: the same with{"out" if rule else ""} a rule, '
+    f'--config.model.base_width={base}'
   )
 
 

@@ -12,6 +12,7 @@ small differences.
 """
 
 import shlex
+import sys
 from typing import Any
 
 from absl import flags
@@ -27,12 +28,12 @@ _LOW = flags.DEFINE_float('low', 1e-5, 'first value')
 _HIGH = flags.DEFINE_float('high', 1.0, 'last value')
 _NUM_STEPS = flags.DEFINE_integer('num_steps', 200, 'values, one step each')
 _SPACING = flags.DEFINE_string('spacing', 'exponential', 'or linear')
-_OUT = flags.DEFINE_string('out', 'lr_range.png', 'the picture')
+_OUT = flags.DEFINE_string('out', 'runs/lr_range.png', 'the picture')
 
 
 def main() -> None:
   out = cli.picture(_OUT.value)
-  from launch.parts import given, range_training, schedule_pictures, show
+  from launch.parts import range_training, schedule_pictures, show
   from schedules.theory import lr_range
 
   knob = _KNOB.value
@@ -43,10 +44,10 @@ def main() -> None:
     )
     losses, origin = range_training.train(_CONFIG.value, knob, values)
     reading = lr_range.read(values, losses)
-  print(
-    f'{origin}; took {len(losses)} of {len(values)} values'
-    + (', then the loss diverged' if len(losses) < len(values) - 1 else '')
-  )
+  end = 'then the loss diverged'
+  if len(losses) == len(values) - 1:
+    end = 'as a loss is that before its step: the last value has none'
+  print(f'{origin}; took {len(losses)} of {len(values)} values, {end}')
   print(f'loss falls fastest at {reading.steepest:.3g}')
   print(_sentence(knob, reading))
   used = values[: len(reading.smooth)]
@@ -55,17 +56,38 @@ def main() -> None:
     'least at {:.3g}': used[reading.smooth.argmin()],
     'turns up at {:.3g}: beyond, 5 % of the fall is lost': reading.turn,
   }
+  if reading.at_end:
+    marks.popitem()
   picture = schedule_pictures.ranges(
     knob, used, losses[: len(used)], reading.smooth, _SPACING.value, marks,
     _peaks(knob, reading),
   )  # fmt: skip
   show.save(picture, out)
   print(f'wrote {out}')
+  print(f'Next: {shlex.join(["python", "-m", *_next(knob, reading)])}')
+
+
+def _next(knob: str, reading) -> list[str]:
+  """Trains with what was found, or looks further where nothing was."""
+  from launch.parts import given
+
+  if reading.at_end and (higher := _higher(knob)):
+    words = [x for x in sys.argv[1:] if not x.startswith('--high=')]
+    return ['launch.lr_range', *words, f'--high={higher:.6g}']
   best = reading.turn / 5 if knob == 'learning_rate' else reading.turn
   field = knob if knob == 'learning_rate' else f'optimizer.{knob}'
-  words = given.flags_of({field: f'{best:.2g}', **_room(_CONFIG.value)})
-  words = ['python', '-m', 'launch.train', *words, '--workdir=runs/new']
-  print(f'Next: {shlex.join(words)}')
+  changes = {} if reading.at_end else {field: f'{best:.2g}'}
+  words = given.flags_of({**changes, **_room(_CONFIG.value)})
+  return ['launch.train', *words, '--workdir=runs/new']
+
+
+def _higher(knob: str) -> float:
+  """Returns the next --high to try; 0 if there is none."""
+  from lm import follow
+
+  factor = 10 if _SPACING.value == 'exponential' else 2
+  found = min(_HIGH.value * factor, follow.legal(knob)[1])
+  return found if found > _HIGH.value else 0.0
 
 
 def _room(config) -> dict[str, Any]:
@@ -86,7 +108,8 @@ def _sentence(knob: str, reading) -> str:
       '--config.batch_size, or separate runs'
     )
   if reading.at_end:
-    return f'the loss still fell at {reading.turn:.3g}: raise --high'
+    more = 'raise --high' if _higher(knob) else 'no larger value is legal'
+    return f'the loss still fell at {reading.turn:.3g}: {more}'
   if reading.at_start:
     return 'the loss never fell: lower --low, or use more steps'
   if peaks := _peaks(knob, reading):

@@ -24,7 +24,7 @@ _NUM_STEPS = flags.DEFINE_integer(
   'num_steps', 0, 'of --schedules; 0 = of the first run, or 1000'
 )
 _TAG = flags.DEFINE_string('tag', '', 'of the learning rate, in foreign logs')
-_OUT = flags.DEFINE_string('out', 'schedules.png', 'the picture')
+_OUT = flags.DEFINE_string('out', 'runs/schedules.png', 'the picture')
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ _TAG = flags.DEFINE_string('tag', '', 'of the loss, in foreign logs')
 _LR_TAG = flags.DEFINE_string('lr_tag', '', 'of the learning rate')
 _LAST = flags.DEFINE_integer('last', 1, 'the final loss: mean of so many', 1)
 _LEVEL = flags.DEFINE_float('level', 0.9, 'probability of the intervals')
-_OUT = flags.DEFINE_string('out', 'predict.png', 'the picture')
+_OUT = flags.DEFINE_string('out', 'runs/predict.png', 'the picture')
 
 
 def main() -> None:

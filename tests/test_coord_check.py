@@ -32,7 +32,7 @@ def test_top_singular_values_of_each_kind():
   net = model.build(config)
   before, after = (net.init(jax.random.key(i)) for i in range(2))
   run = widths.Trained(helpers.config(), net, None, before, after)
-  got, old = widths.singular_values(run)
+  old, got = widths.singular_values(run)
   top = lambda x: np.linalg.svd(np.asarray(x), compute_uv=False)[0]
   q = [top(after[f'block_{i}']['attn']['q'].reshape(32, 32)) for i in range(2)]
   o = [top(before[f'block_{i}']['attn']['o'].reshape(32, 32)) for i in range(2)]
@@ -126,5 +126,9 @@ def test_the_command(monkeypatch, capsys, tmp_path):
   text = capsys.readouterr().out
   assert '2 x base width 16: matrices initial std x0.7071' in text
   assert 'steps x learning rate x weight decay: 0.0006, 0.00042;' in text
+  assert text.index('top singular value before') < text.index('value after')
+  assert text.endswith(
+    'Next: the same without a rule, --config.model.base_width=0\n'
+  )
   assert 'all would, after 14142 steps' in text
   assert out.read_bytes()[:4] == b'\x89PNG'

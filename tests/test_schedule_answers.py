@@ -52,7 +52,9 @@ def test_predict_finds_what_made_the_losses(tool, capsys):
   cells = [x.strip() for x in row.split('│')[1:-1]]
   np.testing.assert_allclose(float(cells[2]), best.learning_rate, rtol=0.01)
   np.testing.assert_allclose(float(cells[4]), 2 + 3 * best.bound, atol=2e-4)
-  assert 'known to fail' in output and pathlib.Path('predict.png').is_file()
+  assert (
+    'known to fail' in output and pathlib.Path('runs/predict.png').is_file()
+  )
 
 
 def _renamed(name, extra=None):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from launch import cli
-from launch.parts import curves, range_training
+from launch.parts import curves, range_training, schedule_pictures
 from lm import loop
 from lm.run import Run
 from tests import helpers, tools
@@ -212,6 +212,26 @@ def test_muon_is_refined_by_its_nuclear_norms(tool, run, capsys):
 # --- lr_range and extend
 
 
+def test_no_mark_says_that_the_loss_turned_up_where_it_did_not(
+  tool, monkeypatch, capsys
+):
+  marks, draw = [], schedule_pictures.ranges
+  monkeypatch.setattr(
+    schedule_pictures, 'ranges', lambda *a: marks.append(a[5]) or draw(*a)
+  )
+  losses = np.linspace(3, 2, 49)
+  monkeypatch.setattr(range_training, 'train', lambda *_: ([*losses], 'a'))
+  assert tool('lr_range', '--num_steps=50') == 0
+  assert 'no larger' not in capsys.readouterr().out
+  assert tool('lr_range', '--num_steps=50', '--knob=b2') == 0
+  output = capsys.readouterr().out
+  assert 'no larger value is legal' in output and 'b2=' not in output
+  losses[30:] = 3
+  assert tool('lr_range', '--num_steps=50', '--knob=b2') == 0
+  assert '--config.optimizer.b2=' in capsys.readouterr().out
+  assert ['turns' in ' '.join(m) for m in marks] == [False, False, True]
+
+
 def _hashes(folder):
   files = sorted(p for p in folder.rglob('*') if p.is_file())
   return {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
@@ -225,7 +245,8 @@ def test_lr_range_changes_nothing_of_the_run_it_starts_from(tool, run, capsys):
   assert f'branched from {run}@24' in output
   assert _hashes(run) == before
   here = {p.name for p in pathlib.Path().iterdir()}
-  assert here == {'configs', 'lr_range.png'}
+  assert here == {'configs', 'runs'}
+  assert [p.name for p in pathlib.Path('runs').iterdir()] == ['lr_range.png']
   name, words = tools.proposed(output)
   assert (name, words[:2]) == ('train', arguments)
   assert words[2].startswith('--config.learning_rate=')
@@ -238,7 +259,9 @@ def test_lr_range_changes_nothing_of_the_run_it_starts_from(tool, run, capsys):
   assert tool('lr_range', '--knob=weight_decay', '--low=0.01', '--high=10',
               '--num_steps=12', *arguments) == 0  # fmt: skip
   output = capsys.readouterr().out
-  assert '11 of 12 values' in output and 'optimizer.weight_decay=' in output
+  assert '11 of 12 values' in output and 'raise --high' in output
+  name, words = tools.proposed(output)  # not to train with the last value
+  assert (name, words[-1]) == ('lr_range', '--high=100')
 
 
 def test_a_range_test_decays_as_the_run_would():

@@ -118,7 +118,7 @@ def _trained(d, rule, num_steps=1500, every=50):
       continue
     params = jax.tree.map(lambda x, i=i: x[i], trace)
     trained = widths.Trained(config, built.model, None, params, params)
-    top, _ = widths.singular_values(trained)
+    _, top = widths.singular_values(trained)
     block = {**params['block_0']['attn'], **params['block_0']['mlp']}
     squares.append([(top[k] ** 2, np.mean(block[k] ** 2)) for k in KINDS])
   return dict(zip(KINDS, np.sqrt(np.mean(squares, 0)), strict=True))

@@ -104,7 +104,7 @@ def activations(run: Trained) -> tuple[Numbers, Numbers]:
 
 
 def singular_values(run: Trained) -> tuple[Numbers, Numbers]:
-  """Returns the top singular value of matrices after the run, and before.
+  """Returns the top singular value of matrices before the run, and after.
 
   Of each kind of matrix, the root mean square over its layers.
   """
@@ -119,7 +119,7 @@ def singular_values(run: Trained) -> tuple[Numbers, Numbers]:
     )
 
   last = lambda names: names[-1]
-  return _rms(top(run.after), last), _rms(top(run.before), last)
+  return _rms(top(run.before), last), _rms(top(run.after), last)
 
 
 def _sublayer(names):
