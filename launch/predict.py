@@ -42,6 +42,7 @@ def main() -> None:
   read = lambda t: prediction.point(t, _TAG.value, _LR_TAG.value, _LAST.value)
   fitted = prediction.fit([read(t) for t in _RUNS.value], _LEVEL.value)
   held = [read(t) for t in _HELD_OUT.value]
+  prediction.warn([*fitted.points, *held])
   prediction.print_fit(fitted)
   found = prediction.print_held_out(fitted, held) if held else []
   lines = prediction.print_others(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import resolved
-from launch.parts import curves
+from launch.parts import curves, prediction
 from schedules.theory import bound, lr_range, predict
 from tests import helpers, tools
 
@@ -136,6 +136,46 @@ def test_predict_proposes_to_extend_a_run_of_ours(tool, capsys):
   name, words = tools.proposed(capsys.readouterr().out)
   assert (name, words) == ('extend', ['--run=a', '--num_steps=8000'])
   assert tool(name, *words) == 0
+
+
+def test_predict_warns_of_runs_that_cannot_be_compared(tool, capsys):
+  runs, seen = _theory_runs()[:3], []
+  for i, (text, more) in enumerate(
+    [
+      ('schedule=wsd', {}),
+      (
+        'schedule=linear',
+        {'seed': 1, 'learning_rate': 2e-3, 'eval__batch_size': 4},
+      ),
+      ('optimizer=lion', {'eval__num_sequences': 8}),
+    ]
+  ):
+    run = tools.fake_run(f'run{i}', arg=text, num_steps=200, **more)
+    log = pathlib.Path(runs[i]).read_text()
+    log = log.replace('val_loss', 'eval/loss').replace('"lr"', '"optim/lr"')
+    pathlib.Path(run, 'metrics.jsonl').write_text(log)
+    meta = {'status': 'done', 'step': 200, 'data_fingerprint': 'ab'[i // 2]}
+    pathlib.Path(run, 'meta.json').write_text(json.dumps(meta))
+    points = [prediction.point(f'run{j}', '', '', 1) for j in range(i + 1)]
+    prediction.warn(points)
+    seen.append(capsys.readouterr().out)
+  assert seen[:2] == ['', '']
+  assert seen[2].startswith('warning: the runs differ in eval.num_sequences, ')
+  assert 'optimizer.name, ' in seen[2] and 'the data (' in seen[2]
+
+
+def test_a_predicted_loss_below_zero_is_said(tool, capsys):
+  runs = _theory_runs()[:3]
+  assert tool('predict', f'--runs={",".join(runs)}', '--schedules=wsd') == 0
+  assert 'below 0' not in capsys.readouterr().out
+  for path in runs:
+    tools.log(path, **{
+      k: [json.loads(x)[k] - (2.5 if k == 'val_loss' else 0)
+          for x in pathlib.Path(path).read_text().splitlines()]
+      for k in ('val_loss', 'lr')
+    })  # fmt: skip
+  assert tool('predict', f'--runs={",".join(runs)}', '--schedules=wsd') == 0
+  assert 'below 0: this fit cannot be used' in capsys.readouterr().out
 
 
 # --- lr_range

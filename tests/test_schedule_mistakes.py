@@ -53,13 +53,14 @@ BAD = {
   ],
   'predict': [
     ([], '--runs is missing'),
-    (['--runs=loss.jsonl,loss.jsonl,loss.jsonl'], 'at least two are needed'),
+    (['--runs=loss.jsonl,other.jsonl,loss.jsonl'], 'are one run'),
+    (['--runs=loss.jsonl,less.jsonl,least.jsonl'], 'at least two are needed'),
     (['--runs=loss.jsonl,other.jsonl'], 'three numbers are fitted'),
     (['--runs=norms.jsonl'], 'Its tags: grad_norm'),
     (['--runs=loss.jsonl', '--tag=los'], "Did you mean 'loss'"),
     (['--runs=norms.jsonl', '--tag=grad_norm'], 'name it by --lr_tag.'),
     (['--runs=loss.jsonl', '--lr_tag=lrs'], "--lr_tag='lrs': loss.jsonl has"),
-    (['--runs=loss.jsonl,other.jsonl,other.jsonl', '--level=90'], '--level=90'),
+    (['--runs=loss.jsonl,other.jsonl,less.jsonl', '--level=90'], '--level=90'),
     (['--runs=a', '--num_steps=many'], "'many' is not a number"),
     (['--runs=a', '--last=0'], '--last=0'),
     (['--runs=a', '--out=a'], 'must end in .png'),
@@ -98,6 +99,8 @@ def test_mistakes_are_one_sentence(name, tool, capsys):
   tools.log('zeros.jsonl', grad_norm=np.zeros(9))
   tools.log('steep.jsonl', grad_norm=np.arange(1, 10))
   tools.log('loss.jsonl', loss=np.ones(9), lr=np.ones(9))
+  tools.log('less.jsonl', loss=np.ones(9) / 2, lr=np.ones(9))
+  tools.log('least.jsonl', loss=np.ones(9) / 3, lr=np.ones(9))
   tools.log('rest.jsonl', loss=[1], lr=[0])
   pathlib.Path('other').mkdir()  # of another trainer
   pathlib.Path('other/config.json').write_text('{}')

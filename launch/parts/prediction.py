@@ -7,7 +7,7 @@ import numpy as np
 
 from launch import cli
 from launch.parts import curves, show
-from lm import foreign_logs
+from lm import card, foreign_logs
 from lm.errors import UserError
 from schedules.theory import predict as theory
 
@@ -20,6 +20,8 @@ FAILS = (
   ' predicted worse.'
 )
 
+_NEGATIVE = 'A predicted loss is below 0: this fit cannot be used.'
+
 
 class Point(NamedTuple):
   """A run: the learning rates until its last loss, and that loss."""
@@ -29,6 +31,15 @@ class Point(NamedTuple):
   loss: float
   tag: str
   config: Mapping[str, Any]  # empty in a log of another trainer
+  data: str  # its hash, of a run of ours
+
+
+# What may differ: the bound is about it, or it changes no loss.
+_MAY_DIFFER = (
+  *card.MAY_CHANGE, 'seed', 'num_steps', 'learning_rate', 'schedule.',
+  'checkpoint.', 'branch', 'diagnostics', 'log_nuclear_norm',
+  'grad_accum_steps',
+)  # fmt: skip
 
 
 def point(text: str, tag: str, lr_tag: str, last: int) -> Point:
@@ -49,7 +60,26 @@ def point(text: str, tag: str, lr_tag: str, last: int) -> Point:
   lr = lr[: int(series.step[-1])]
   if lr.size < 2 or not lr.max() > 0:
     raise UserError(f"{text}: '{name}' ends at step {series.step[-1]}.")
-  return Point(text, lr, loss, name, found.config)
+  data = found.meta.get('data_fingerprint', '')
+  return Point(text, lr, loss, name, found.config, data)
+
+
+def warn(points: Sequence[Point]) -> None:
+  """Says what differs between runs of ours that should not."""
+  ours = [p for p in points if p.config]
+  fields = {
+    field
+    for p in ours
+    for field in card.diff(ours[0].config, p.config)
+    if field == 'eval.num_sequences' or not field.startswith(_MAY_DIFFER)
+  }
+  if len({p.data for p in ours}) > 1:
+    fields.add('the data (their hash)')
+  if fields:
+    print(
+      f'warning: the runs differ in {", ".join(sorted(fields))}: one fit of '
+      'their losses means little.'
+    )
 
 
 class Fitted(NamedTuple):
@@ -79,6 +109,13 @@ def fit(points: Sequence[Point], level: float) -> Fitted:
       f'the runs log different losses, {", ".join(sorted(tags))}; choose one '
       'by --tag.'
     )
+  for i, p in enumerate(points):
+    for q in points[:i]:
+      if p.loss == q.loss and np.array_equal(p.lr, q.lr):
+        raise UserError(
+          f'--runs: {q.name} and {p.name} are one run, with the same rates and '
+          'loss; legal: each run once.'
+        )
   with cli.user_errors():
     return Fitted(theory.fit(*_columns(points)), points, level)
 
@@ -153,6 +190,8 @@ def print_held_out(fitted: Fitted, held: Sequence[Point]) -> list[tuple]:
     f'mean error of {len(found)} held-out runs: {error:.4f}; of the mean of '
     f'the runs of the fit: {null:.4f}'
   )
+  if any(got < 0 for _, _, got, _ in found):
+    print(_NEGATIVE)
   return found
 
 
@@ -181,6 +220,8 @@ def print_others(
   low, high = min(peaks), max(peaks)
   if any(not low <= float(r[2]) <= high for r in rows):
     print(f'Peaks outside {low:.3g} to {high:.3g}, of the runs, are guesses.')
+  if any(float(r[4]) < 0 for r in rows):
+    print(_NEGATIVE)
   return lines
 
 
