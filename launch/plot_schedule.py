@@ -19,7 +19,9 @@ from lm.errors import UserError
 _SCHEDULES = flags.DEFINE_string(
   'schedules', '', 'NAME:KEY=VALUE,...,NAME,... of schedules/NAME.py'
 )
-_RUNS = flags.DEFINE_list('runs', [], 'run directories or logs; A+B joins')
+_RUNS = flags.DEFINE_list(
+  'runs', [], 'run directories or logs; A+B joins stages'
+)
 _NUM_STEPS = flags.DEFINE_integer(
   'num_steps', 0, 'of --schedules; 0 = of the first run, or 1000'
 )

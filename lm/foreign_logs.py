@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm import log
+from lm import csv_rows, log
 from lm.errors import UserError, did_you_mean
 
 
@@ -76,7 +76,12 @@ def read(text: str) -> Log:
   parts = [text] if pathlib.Path(text).exists() else text.split('+')
   whole = _read_one(parts[0])
   for part in parts[1:]:
-    whole = join(whole, _read_one(part))
+    stage = _read_one(part)
+    if stage.config.get('branch'):
+      raise UserError(
+        f"'{text}': the branch {part} finds its parent itself; legal: {part}."
+      )
+    whole = join(whole, stage)
   return whole
 
 
@@ -195,8 +200,7 @@ def _tags(path: pathlib.Path) -> dict[str, Series]:
   if path.suffix == '.jsonl':
     return _records(log.parse_lines(path))
   if path.suffix == '.csv':
-    with path.open(newline='', encoding='utf-8-sig') as f:
-      return _records(csv.DictReader(f))
+    return _records(csv_rows.read(path))
   if path.suffix == '.json':
     return _json(json.loads(path.read_bytes()), '')
   raise UserError(
@@ -212,23 +216,19 @@ def _records(records: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
     keys = {str(k).lower(): k for k in row}
     key = next((keys[s] for s in _STEPS if s in keys), None)
     if key is None:
-      raise UserError(
+      one = len(row) == 1 and any(x in str(*row) for x in ';\t|')
+      raise ValueError(
         f'no column is a step ({", ".join(_STEPS[:4])}, ...); there are: '
         f'{", ".join(map(str, row))}.'
+        + ' Columns are separated by commas.'
+        * one
       )
-    step = _number(row[key])
+    step = csv_rows.number(row[key])
     for tag, x in row.items():
-      value = _number(x)
+      value = csv_rows.number(x)
       if tag != key and step is not None and value is not None:
         points.setdefault(str(tag), []).append((step, value))
   return {tag: _series(*zip(*p, strict=True)) for tag, p in points.items()}
-
-
-def _number(x: Any) -> float | None:
-  try:
-    return float(x)
-  except (TypeError, ValueError):
-    return None
 
 
 def _series(steps, values) -> Series:

@@ -216,6 +216,21 @@ def test_our_branches_find_their_parent(tmp_path):
   c = _ours(tmp_path, 'c', 100, [(70, 1e-3)], f'{tmp_path}/gone@60')
   with pytest.raises(UserError, match="branch of '.*/gone', which is gone"):
     foreign_logs.read(c)
+  with pytest.raises(UserError, match='b finds its parent itself; legal: .*b'):
+    foreign_logs.read(f'{a}+{b}')
+
+
+def test_cells_that_cannot_be_used_are_counted(tmp_path, capsys):
+  path = tmp_path / 'x.csv'
+  path.write_text('step,lr,note\n0,1,a\n1,hello,b\n2,nan,\n3,,c\n4,0.5\n')
+  rates = foreign_logs.learning_rates(foreign_logs.read(str(path)))
+  np.testing.assert_allclose(rates, np.linspace(1, 0.5, 5))
+  assert capsys.readouterr().out.startswith(
+    f'warning: 2 of 5 rows of {path} have cells that are no finite number and '
+    'are not used, the first in line 3'
+  )
+  foreign_logs.read(str(_csv(tmp_path)))
+  assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -228,7 +243,8 @@ def test_our_branches_find_their_parent(tmp_path):
     ('x.jsonl', b'{"step": 1}\n\xff\n', "line 2 of '.*x.jsonl' is damaged"),
     ('x.csv', b'step,loss\n1,\xff\n', 'is not a readable log'),
     ('x.csv', f'step,loss\n1,{"9" * 200_000}\n', 'field larger than'),
-    ('x.csv', 'time,loss\n1,2\n', 'no column is a step'),
+    ('x.csv', 'time,loss\n1,2\n', "'.*x.csv' is .*no column is a step"),
+    ('x.csv', 'step;loss\n1;2\n', 'step;loss. Columns are separated by comma'),
     ('x.csv', 'step,loss\nnan,2\n', 'not .*step nan is no whole number'),
     ('x.csv', 'step,loss\n1e30,2\n', 'step 1e.30 is no whole number below'),
     ('x.csv', 'epoch,loss\n1,3\n1.5,2\n', 'step 1.5 is no whole number'),
