@@ -17,7 +17,7 @@ from launch import cli
 from lm.errors import UserError
 
 _RUN = flags.DEFINE_string('run', '', 'the run directory')
-_NUM_STEPS = flags.DEFINE_integer('num_steps', 0, 'of the longer run')
+_NUM_STEPS = flags.DEFINE_integer('num_steps', None, 'of the longer run')
 _DECAY = flags.DEFINE_float(
   'decay', 0.0, 'of a run at constant rate: the cooldown it was tuned for (0.2)'
 )
@@ -42,10 +42,11 @@ def main() -> None:
     raise UserError(f"'{run}/config.json': {e}") from e
   found.config['schedule'] = schedule
   length = found.config['num_steps']
-  steps = _NUM_STEPS.value or length
-  if steps < length:
+  steps = _NUM_STEPS.value
+  if steps is None or steps <= length:
+    what = ' is missing' if steps is None else f'={steps} is too small'
     raise UserError(
-      f'--num_steps={steps} is less than {length}, the length of {run}.'
+      f'--num_steps{what}; legal: more than {length}, the length of {run}.'
     )
   with cli.user_errors():
     was = extension.tuned(found, _DECAY.value)
@@ -64,7 +65,10 @@ def main() -> None:
     name = found.config['schedule']['name']
     print(f"schedule '{name}' has no stable phase to go on from.")
   for name, command in zip(names, others, strict=True):
-    print(f'\n# {name} from scratch\n{command}')
+    print(
+      f'\n# {name} from scratch; learning_rate: the old times the ratio of the '
+      f'best peaks of both schedules, by the convex bound\n{command}'
+    )
 
 
 def _its_own(found):

@@ -244,6 +244,7 @@ def test_extend_keeps_the_cycles_of_a_run(tool, capsys):
   ((_, command),) = tools.commands(capsys.readouterr().out)
   choice = '--config=c/config.json:schedule=wsd_s'
   assert choice in shlex.split(command)
+  assert '--workdir=c-80-wsd_s' in shlex.split(command)
   stored = resolved.get_config(choice.removeprefix('--config='))
   assert stored.schedule.cycle_end_steps == (10, 20)
 
@@ -260,6 +261,7 @@ def test_extend_names_every_knob_that_the_file_has_otherwise(tool, capsys):
   assert tool('extend', '--run=b', '--num_steps=8000', '--schedules=wsd') == 0
   found = [shlex.split(c) for _, c in tools.commands(capsys.readouterr().out)]
   assert '--config.schedule.decay=0.2' in found[-1]
+  assert '--workdir=b-8000-wsd-decay-0.2-warmup-0.02' in found[-1]
   assert '--config.schedule.warmup=0.02' in found[-1]
   # A branch of a run that began with another's parameters does not, again.
   branches = [c for c in found if any('--config.branch=b@' in x for x in c)]

@@ -186,7 +186,11 @@ def another(found: Log, text: str, num_steps: int) -> str:
   fields = {'num_steps': num_steps, 'learning_rate': float(f'{peak:.5g}')}
   if found.config['branch']:
     fields['branch'] = ''
-  name = re.sub(r'[^\w.]+', '-', text)  # wsd:decay=0.4 -> wsd-decay-0.4
+  # Only what the file has otherwise, without folders: wsd-decay-0.4, table.
+  words = [head.rpartition('=')[2]]
+  words += [f.removeprefix('--config.schedule.') for f in flags]
+  words = [re.sub(r'[^=]*/', '', w) for w in words]
+  name = re.sub(r'[^\w.]+', '-', '-'.join(words)).strip('-')
   return _train(
     f'{run}/config.json{head}', f'{run}-{num_steps}-{name}', fields, *flags
   )
