@@ -78,7 +78,7 @@ def test_what_diverged_is_in_the_picture_beside_others():
   at = [
     line.get_transform().transform(line.get_xydata())[0]
     for line in fig.axes[0].lines
-    if line.get_marker() == '^'
+    if line.get_marker() == 'x'
   ]
   assert len(at) == 2 and at[0][0] == at[1][0] and at[1][1] - at[0][1] > 6
   (legend,) = fig.legends

@@ -47,7 +47,8 @@ def logarithmic(ax: Any, which: str, at: Sequence[float] = ()) -> None:
   subs = (1, 2, 5) if decades < 2.2 else (1, 3) if decades < 2.9 else (1,)
   axis.set_major_locator(ticker.LogLocator(subs=subs))
   at = np.unique(at)
-  if 2 < at.size < 7 and min(at[1:] / at[:-1]) > 1.5:
+  gaps = np.diff(np.log(at))
+  if 1 < at.size < 8 and min(gaps) > sum(gaps) / 9:
     axis.set_major_locator(ticker.FixedLocator(at))
   axis.set_major_formatter(ticker.StrMethodFormatter('{x:.3g}'))
   axis.set_minor_formatter(ticker.NullFormatter())

@@ -8,6 +8,7 @@ from matplotlib import figure
 from launch.parts import look
 
 _POINTS = 2000  # drawn of a curve, at most
+_LEGEND = 'mean; band: all seeds; triangle: above the panel; x: diverged'
 
 
 def _figure(columns: int, width: float = 4.2):
@@ -151,8 +152,8 @@ def ranking(rows: Sequence) -> figure.Figure:
         ax.plot(at.best, at.losses[at.best], **ring)
         found.append((x, y, style))
     ax.set(xlabel=field, ylabel='loss of the search (nats)')
-    _limit(ax, [value for _, y, _ in found for value in y])
-    _triangles(ax, found)
+    _limit(ax, [y for _, y, _ in found])
+    _above(ax, found)
     look.logarithmic(ax, 'x', [a for x, _, _ in found for a in x])
   drawn, ends, most = [], [], 0
   for r, style in zip(rows, styles, strict=True):
@@ -170,28 +171,30 @@ def ranking(rows: Sequence) -> figure.Figure:
     band = np.min(values, 0), np.max(values, 0)
     right.fill_between(step, *band, color=style['color'], alpha=0.2)
     late = step > step[-1] / 10
-    drawn += [*np.array(values)[:, late].ravel()]
+    drawn += [x for x in np.array(values)[:, late].ravel() if np.isfinite(x)]
     most = max(most, late.sum())
     ends.append(([step[-1]], [np.inf if bad else mean[-1]], style))
   right.set(xlabel='step', ylabel='validation loss (nats)')
-  if most > 2:  # else it would cut off what makes a line
-    _limit(right, drawn)
-  _triangles(right, ends)
-  what = 'mean; band: all seeds; triangle: above the panel, or diverged'
-  what += '; open: the best of the search' if fields else ''
+  if drawn and most > 2:  # else it would cut off what makes a line
+    # The first losses would hide the rest, but all ends are to be seen.
+    top = np.quantile(drawn, 0.8)
+    usual = [x for x in drawn if x <= top]
+    _limit(right, [usual, *(y for _, y, _ in ends)])
+  _above(right, ends)
+  what = f'{_LEGEND}; open: the best of the search' if fields else _LEGEND
   look.legend(fig, *right.get_legend_handles_labels(), title=what)
   return fig
 
 
 def sweep(lines: Mapping, key: str) -> figure.Figure:
-  """Draws the loss over a field; what lies above the picture as triangles.
+  """Draws the loss over a field, and marks for what lies above the picture.
 
   Args:
     lines: name -> launch.parts.sweeps.Group by their value of the field.
     key: the field.
   """
   fig, (ax,) = _figure(1, width=6)
-  halves, found = [], []  # the lower half of each line is to be seen
+  seen, found = [], []
   for i, (name, groups) in enumerate(lines.items()):
     style = look.style(i)
     x = [g.values[key] for g in groups]
@@ -200,40 +203,51 @@ def sweep(lines: Mapping, key: str) -> figure.Figure:
     ax.plot(x, means, label=name, **style)
     band = [min(seeds) for seeds in y], [max(seeds) for seeds in y]
     ax.fill_between(x, *band, color=style['color'], alpha=0.2)
-    halves += sorted(means[np.isfinite(means)])[: len(means) // 2 + 1]
+    seen.append([*means, *band[0], *band[1]])
     found.append((x, means, style))
   ax.set(xlabel=key, ylabel='final validation loss (nats)')
   values = [value for x, _, _ in found for value in x]
-  if not halves:  # a logarithmic axis needs a point
+  if not any(np.isfinite(y).any() for _, y, _ in found):
+    # A logarithmic axis needs a point.
     ax.set_xlim(min(values), 2 * max(values))
-  low, high = (min(halves), max(halves)) if halves else (0.0, 1.0)
-  pad = 0.08 * (high - low) or 0.1
-  ax.set_ylim(low - pad, high + pad)
-  _triangles(ax, found)
-  if min(values) > 0 and max(values) >= 4 * min(values):
+  _limit(ax, seen)
+  _above(ax, found)
+  if min(values) > 0 and max(values) >= 3 * min(values):
     look.logarithmic(ax, 'x', values)
-  what = 'mean; band: all seeds; triangle: above the panel, or diverged'
-  look.legend(fig, *ax.get_legend_handles_labels(), title=what)
+  look.legend(fig, *ax.get_legend_handles_labels(), title=_LEGEND)
   return fig
 
 
-def _triangles(ax, lines: Iterable) -> None:
-  """Marks points above the panel, over its edge, each above the one before."""
+def _above(ax, lines: Iterable) -> None:
+  """Marks points over the panel at its edge, each above the one before."""
   top, rows = ax.get_ylim()[1], {}
   for x, y, style in lines:
-    for a in (a for a, b in zip(x, y, strict=True) if not b <= top):
+    for a, b in zip(x, y, strict=True):
+      if b <= top:
+        continue
       rows[a] = rows.get(a, 0) + 1
-      ax.plot(a, top, '^', ms=6, color=style['color'], clip_on=False,
+      marker = '^' if np.isfinite(b) else 'x'
+      ax.plot(a, top, marker, ms=6, mew=1.5, color=style['color'],
+              clip_on=False,
               transform=look.shifted(ax, 0, 8 * rows[a] - 2))  # fmt: skip
   # The limits do not know what is shifted.
   ax.update_datalim([(a, top) for a in rows] or np.zeros((0, 2)))
   ax.autoscale_view()
 
 
-def _limit(ax, losses) -> None:
-  """Shows all but the highest fifth, which would hide the rest."""
-  finite = [x for x in losses if np.isfinite(x)]
-  if len(finite) > 1:
-    low, top = min(finite), np.quantile(finite, 0.8)
-    pad = 0.05 * (top - low) or 1.0
-    ax.set_ylim(low - pad, top + pad)
+def _limit(ax, lines: Sequence) -> None:
+  """Shows all finite losses but outliers, which would hide the rest.
+
+  These are further above the least than 3 times the span of the lower half, or
+  than 15 % where that is more; the least of each line is none.
+  """
+  lines = [sorted(x for x in line if np.isfinite(x)) for line in lines]
+  found = sorted(x for line in lines for x in line)
+  if not found:
+    return
+  low, middle = found[0], found[len(found) // 2]
+  top = low + 3 * max(middle - low, 0.05 * abs(low))
+  top = max(top, *(line[0] for line in lines if line))
+  shown = [x for x in found if x <= top]
+  pad = 0.05 * (shown[-1] - low) or 0.1
+  ax.set_ylim(low - pad, shown[-1] + pad)
