@@ -132,7 +132,10 @@ def _checked(tx, name):
 def _check_alike(what, found, before):
   """Else a shape would be broadcast, or the error be one of `lax.cond`."""
   new, old = (
-    {jax.tree_util.keystr(k): f'{x.dtype}{[*x.shape]}' for k, x in leaves}
+    {
+      jax.tree_util.keystr(k): f'{jnp.result_type(x)}{[*jnp.shape(x)]}'
+      for k, x in leaves
+    }
     for leaves in map(jax.tree_util.tree_leaves_with_path, (found, before))
   )
   if new == old and jax.tree.structure(found) == jax.tree.structure(before):
