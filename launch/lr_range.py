@@ -56,7 +56,7 @@ def main() -> None:
     'least at {:.3g}': used[reading.smooth.argmin()],
     'turns up at {:.3g}: beyond, 5 % of the fall is lost': reading.turn,
   }
-  if reading.at_end:
+  if not _found(reading):
     marks.popitem()
   picture = schedule_pictures.ranges(
     knob, used, losses[: len(used)], reading.smooth, _SPACING.value, marks,
@@ -76,7 +76,7 @@ def _next(knob: str, reading) -> list[str]:
     return ['launch.lr_range', *words, f'--high={higher:.6g}']
   best = reading.turn / 5 if knob == 'learning_rate' else reading.turn
   field = knob if knob == 'learning_rate' else f'optimizer.{knob}'
-  changes = {} if reading.at_end else {field: f'{best:.2g}'}
+  changes = {field: f'{best:.2g}'} if _found(reading) else {}
   words = given.flags_of({**changes, **_room(_CONFIG.value)})
   return ['launch.train', *words, '--workdir=runs/new']
 
@@ -122,10 +122,14 @@ def _sentence(knob: str, reading) -> str:
 
 def _peaks(knob: str, reading) -> tuple[float, float] | None:
   """Returns the least and the largest to try, where the test shows any."""
-  shown = reading.clear and not (reading.at_end or reading.at_start)
-  if shown and knob == 'learning_rate':
+  if _found(reading) and knob == 'learning_rate':
     return reading.turn / 10, reading.turn / 3
   return None
+
+
+def _found(reading) -> bool:
+  """Whether the test shows where the loss turns up."""
+  return reading.clear and not (reading.at_end or reading.at_start)
 
 
 if __name__ == '__main__':

@@ -87,8 +87,8 @@ def _beside(run, parent: str, workdir: str) -> str:
   rates = whole.learning_rates()[start:end]
   kept = end in whole.steps and (rates == rates[0]).all()
   here = run.learning_rates()[start:end]
-  begins = abs(here[0] / rates[0] - 1) < 1e-5  # as judgement.cooldown
-  if kept and begins and here[-1] < here[0]:
+  begins = kept and abs(here[0] / rates[0] - 1) < 1e-5  # as judgement.cooldown
+  if begins and here[-1] < here[0]:
     options = f'--run={shlex.quote(parent)} --against={shlex.quote(workdir)}'
     return f'launch.emulate {options}'
   return f'launch.evaluate --at={shlex.quote(f"{parent},{workdir}")}'
