@@ -71,9 +71,16 @@ def _next(knob: str, reading) -> list[str]:
   """Trains with what was found, or looks further where nothing was."""
   from launch.parts import given
 
-  if reading.at_end and (higher := _higher(knob)):
-    words = [x for x in sys.argv[1:] if not x.startswith('--high=')]
-    return ['launch.lr_range', *words, f'--high={higher:.6g}']
+  if not reading.clear:
+    again = 'num_steps', 2 * _NUM_STEPS.value
+  elif reading.at_end:
+    again = 'high', _higher(knob)
+  else:
+    again = 'low', _LOW.value / 10 * reading.at_start
+  flag, value = again
+  if value:
+    words = [x for x in sys.argv[1:] if not x.startswith(f'--{flag}=')]
+    return ['launch.lr_range', *words, f'--{flag}={value:.6g}']
   best = reading.turn / 5 if knob == 'learning_rate' else reading.turn
   field = knob if knob == 'learning_rate' else f'optimizer.{knob}'
   changes = {field: f'{best:.2g}'} if _found(reading) else {}

@@ -241,6 +241,9 @@ def test_lr_range_changes_nothing_of_the_run_it_starts_from(tool, run, capsys):
   before = _hashes(run)
   arguments = [f'--config={run}/config.json', f'--config.branch={run}@24']
   assert tool('lr_range', *arguments, '--num_steps=40', '--high=30') == 0
+  name, words = tools.proposed(capsys.readouterr().out)  # noise hides all
+  assert (name, words[-1]) == ('lr_range', '--num_steps=80')
+  assert tool(name, *words) == 0
   output = capsys.readouterr().out
   assert f'branched from {run}@24' in output
   assert _hashes(run) == before
