@@ -242,17 +242,21 @@ def _help(main: Any, program: str, default_config: str) -> str:
 
 
 def _knobs(given: list[str], argv: list[str]) -> str:
-  """The knobs of the chosen optimizer and schedule; imports them (slow)."""
+  """What the chosen optimizer and schedule are; imports them (slow)."""
   if not any(arg.startswith('--config') for arg in given):
     return 'Their knobs: --config=FILE:optimizer=NAME,schedule=NAME --help\n'
   config = load_config(argv[1].removeprefix('--config='))
-  lines = [
-    f'  --config.{part}.{knob}={value}\n'
-    for part in ('optimizer', 'schedule')
-    for knob, value in config[part].items()
-    if knob != 'name'
-  ]
-  return '\nKnobs of this config:\n' + ''.join(lines)
+  lines = []
+  for part in ('optimizer', 'schedule'):
+    name = config[part].name
+    about = inspect.getdoc(spec.get(f'{part}s', name)) or ''
+    lines.append(f'\n{part}s/{name}.py: {about}\n\n')
+    lines += [
+      f'  --config.{part}.{knob}={value}\n'
+      for knob, value in config[part].items()
+      if knob != 'name'
+    ]
+  return ''.join(lines)
 
 
 def picture(path: str) -> pathlib.Path:

@@ -230,7 +230,10 @@ def test_a_new_file_is_a_new_optimizer(
   assert new_optimizer in optimizers.split(', ')
   chosen = f'--config=configs/debug.py:optimizer={new_optimizer}'
   assert _train(chosen, '--help', monkeypatch=monkeypatch) == 0
-  assert '  --config.optimizer.momentum=0.9\n' in capsys.readouterr().out
+  output = capsys.readouterr().out
+  assert '  --config.optimizer.momentum=0.9\n' in output
+  assert f'{new_optimizer}.py: Gradient descent with momentum.\n' in output
+  assert 'schedules/wsd.py: Linear warm-up, the peak, then a decay' in output
   arguments = [
     chosen,
     _ONE_LAYER,
