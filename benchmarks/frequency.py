@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from launch import cli
 from lm import frequency
 from optimizers.adamw import adamw
 
@@ -136,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  cli.run(main)

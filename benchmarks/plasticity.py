@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from launch import cli
 from optimizers.adamw import adamw
 from optimizers.parts.nap import nap
 from optimizers.parts.spectral_penalty import spectral_penalty
@@ -121,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  main()
+  cli.run(main)

@@ -141,8 +141,6 @@ def _decode(stored, file, size, folder):
         try:
           view = view[file.write(view) :]
         except OSError as e:
-          raise OSError(
-            e.errno, e.strerror, str(folder or tempfile.gettempdir())
-          ) from e
+          raise OSError(e.errno, e.strerror, str(folder)) from e
   if done != size:
     raise ValueError(f'it has {done} bytes, not {size}')
