@@ -34,7 +34,7 @@ test: .venv/installed-test
 
 # The CPU set, under 20 minutes on 2 cores; add what needs more by hand.
 bench: .venv/installed-test
-	$(call run,benchmarks.peers --peer_dir='$(PEERS)')
+	$(call run,benchmarks.peers --peer_dir='$(PEERS)' --seconds=3)
 	$(call run,benchmarks.step_cpu --repetitions=5)
 	$(call run,benchmarks.data)
 	$(call run,benchmarks.optimizers)

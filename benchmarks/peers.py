@@ -9,13 +9,14 @@ of its own that stays alive: the turns alternate, so that other work on the
 machine hits all alike; ratios are those of a turn. `first loss` is the time
 from the start of a process with an empty compilation cache, and once more.
 
-All take AdamW steps on random tokens with the same depth, width and heads, in
+All take AdamW steps on random tokens with the same depth, widths and heads, in
 the dtype of the size: float32 for tiny and small (nanoGPT: bfloat16 on a GPU).
-Ours also clips, logs norms and keeps a mean of parameters; it has SwiGLU, so a
-third matrix in each feed-forward layer, and rotary positions. nanoGPT clips;
-its feed-forward layers have 4 D. FLOP/s counts 6 per parameter of the matrices
-and token, and the attention products. Huge pages are tried for ours alone; with
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command all have them.
+The feed-forward layers are theirs, 4 D wide with GELU; `lmopt, SwiGLU` is the
+size as configs/sizes.py has it, with three matrices. Ours also clips, logs
+norms and keeps a mean of parameters; it has rotary positions. nanoGPT clips.
+FLOP/s counts 6 per parameter of the matrices and token, and the attention
+products. With GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command all have
+huge pages.
 """
 
 import os
@@ -145,19 +146,28 @@ def nanogpt(config, compiled):
 
 CONTENDERS = {
   'lmopt': (lmopt, ''),
-  'lmopt, huge pages': (lmopt, ''),
+  'lmopt, SwiGLU': (lmopt, ''),
   'nanodo': (nanodo, 'nanodo'),
   'nanoGPT eager': (lambda c: nanogpt(c, False), 'nanoGPT'),
   'nanoGPT compiled': (lambda c: nanogpt(c, True), 'nanoGPT'),
 }
 
 
-def contend(name: str, size: str, seconds: float) -> None:
-  """Says that it is ready, then answers each line with a rate."""
+def configured(name: str, size: str):
+  """Returns the config of a contender."""
   from configs import base
 
   config = base.get_config(f'size={size}')
   config.batch_size = _BATCH.value or config.batch_size
+  if 'SwiGLU' not in name:
+    theirs = {'gated': False, 'activation': 'gelu'}
+    config.model.update(theirs, d_ff=4 * config.model.d_model)
+  return config
+
+
+def contend(name: str, size: str, seconds: float) -> None:
+  """Says that it is ready, then answers each line with a rate."""
+  config = configured(name, size)
   tokens_BS = np.random.default_rng(0).integers(
     256, size=(config.batch_size, config.seq_len + 1), dtype=np.int32
   )
@@ -172,17 +182,6 @@ def contend(name: str, size: str, seconds: float) -> None:
     print(rate, flush=True)
 
 
-def flops_per_token(config, name: str) -> float:
-  """`lm.model.flops_per_token`, of a peer with its feed-forward layers."""
-  from lm import model
-
-  c = config.model
-  width = 4 * c.d_model if 'nanoGPT' in name else c.d_ff
-  less = 0 if 'lmopt' in name else 3 * c.d_ff - 2 * width
-  found = model.flops_per_token(c, config.seq_len)
-  return found - 6 * c.num_layers * c.d_model * less
-
-
 class Process:
   """A contender that runs, and how long it took to its first loss."""
 
@@ -194,8 +193,6 @@ class Process:
     environment['TORCHINDUCTOR_CACHE_DIR'] = str(cache / 'torch')
     environment['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'  # they share a GPU
     environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
-    if 'huge' in name:
-      environment['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
     begin = time.perf_counter()
     self._process = subprocess.Popen(
       [sys.executable, '-m', 'benchmarks.peers', f'--contender={name}',
@@ -224,9 +221,8 @@ class Process:
 
 
 def compare(size: str, names: list[str], turns: int) -> table.Table:
-  from configs import base
+  from lm import model
 
-  config = base.get_config(f'size={size}')
   running, cold = {}, {}
   for name in names:
     with tempfile.TemporaryDirectory() as folder:
@@ -255,11 +251,13 @@ def compare(size: str, names: list[str], turns: int) -> table.Table:
   for name, values in rates.items():
     ratios = [a / b for a, b in zip(rates['lmopt'], values, strict=True)]
     middle = statistics.median(values)
+    config = configured(name, size)
+    flops = model.flops_per_token(config.model, config.seq_len)
     out.add_row(
       name,
       f'{middle:,.0f}',
       results.spread(ratios),
-      f'{middle * flops_per_token(config, name) / 1e9:,.0f}',
+      f'{middle * flops / 1e9:,.0f}',
       f'{cold[name]:.1f}, {running[name].first:.1f}',
     )
   return out

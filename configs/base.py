@@ -47,7 +47,9 @@ def get_config(arg: str = '', **defaults: str) -> ConfigDict:
   c.model.num_heads = 4
   c.model.num_kv_heads = 4  # fewer than num_heads = grouped-query attention
   c.model.head_dim = 32
-  c.model.d_ff = 512  # width of the SwiGLU feed-forward layer
+  c.model.d_ff = 512  # width of the feed-forward layer
+  c.model.activation = 'silu'  # its function: 'silu', 'gelu' or 'relu2'
+  c.model.gated = True  # times a second projection: with 'silu', SwiGLU
   c.model.vocab_size = 256  # 256 = bytes
   c.model.rope_theta = 10_000.0  # base of the rotary position embedding
   c.model.qk_norm = False  # RMSNorm of queries and keys per head

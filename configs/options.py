@@ -4,7 +4,7 @@ r"""What each option of configs/base.py does to the loss. For launch.sweep.
 
 AdamW, three rates around its best (README), three seeds, an option at a time;
 each has its own best rate. NaP stands instead of weight decay, as in its paper,
-with the norms of both initial values. 99 runs of 22 s on one core; see
+with the norms of both initial values. 126 runs of 22 s on one core; see
 benchmarks/RESULTS.md.
 """
 
@@ -15,6 +15,7 @@ from configs import compare
 get_config = compare.get_config
 
 _NAP = {'project': 'nap', 'optimizer.weight_decay': 0.0}
+_TWO = {'model.gated': False, 'model.d_ff': 264}
 OPTIONS = {
   'none': {},
   'no-decay': {'optimizer.weight_decay': 0.0},
@@ -27,6 +28,10 @@ OPTIONS = {
   'orthogonal': {'model.init': 'orthogonal'},
   'zero': {'model.init': 'zero'},
   'isometric': {'model.init': 'isometric'},
+  # Two matrices of 1.5 times the width: as many parameters.
+  'gelu': {**_TWO, 'model.activation': 'gelu'},
+  'relu2': {**_TWO, 'model.activation': 'relu2'},
+  'geglu': {'model.activation': 'gelu'},
 }
 
 

@@ -54,19 +54,25 @@ _OTHER = {
 }
 # Knobs that change how a model is computed, or began, not what it is.
 _HOW = ('dtype', 'scan_layers', 'remat', 'attention', 'loss_chunk', 'init')
+# Our model.activation -> their hidden_act.
+_ACTIVATIONS = {
+  'silu': 'silu',
+  'gelu': 'gelu_pytorch_tanh',
+  'relu2': 'relu2',
+}
 _CLASSES = {'llama': 'LlamaForCausalLM', 'qwen3': 'Qwen3ForCausalLM'}
 # What our model is not, and theirs may be.
 _WITHOUT = {
   'attention_bias': False,
   'mlp_bias': False,
   'use_sliding_window': False,
-  'hidden_act': 'silu',
   'rope_type': 'default',
 }
 # Fields that their files may leave out.
 _DEFAULTS = {
   **_WITHOUT,
   'model_type': None,
+  'hidden_act': 'silu',
   'num_key_value_heads': None,
   'head_dim': None,
   'rope_theta': 10_000.0,
@@ -85,9 +91,9 @@ def to_config(config: ConfigDict, *, dtype: str = 'float32') -> dict[str, Any]:
     UserError: the model has a feature that these classes do not have.
   """
   c = config.model
-  known = {*_SIZES, *_OTHER, *_HOW, 'qk_norm'}
+  known = {*_SIZES, *_OTHER, *_HOW, 'qk_norm', 'activation', 'gated'}
   for knob in c:
-    if knob not in known and c[knob]:
+    if (knob not in known and c[knob]) or (knob == 'gated' and not c.gated):
       raise UserError(
         f'model.{knob}={c[knob]} cannot be exported: the Llama and Qwen3 '
         'classes of transformers have no such feature.'
@@ -102,7 +108,7 @@ def to_config(config: ConfigDict, *, dtype: str = 'float32') -> dict[str, Any]:
     'architectures': [_CLASSES[kind]],
     'model_type': kind,
     **{theirs: c[ours] for ours, theirs in {**_SIZES, **_OTHER}.items()},
-    'hidden_act': 'silu',
+    'hidden_act': _ACTIVATIONS[c.activation],
     'attention_bias': False,
     'mlp_bias': False,
     'max_position_embeddings': config.seq_len,
@@ -137,6 +143,12 @@ def from_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
       raise UserError(
         f'{name}={t[name]!r} cannot be imported: our model has no such feature.'
       )
+  known = {k: v for k, v in _ACTIVATIONS.items() if v == t['hidden_act']}
+  if not known:
+    raise UserError(
+      f'hidden_act={t["hidden_act"]!r} cannot be imported; legal: '
+      f'{", ".join(_ACTIVATIONS.values())}.'
+    )
   try:
     t['num_key_value_heads'] = (
       t['num_key_value_heads'] or t[_SIZES['num_heads']]
@@ -156,7 +168,7 @@ def from_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f'config.json: {name}={t[name]!r} must be a bool.')
     else:
       model[ours] = _number(name, t[name])
-  return {**model, 'qk_norm': kind == 'qwen3'}
+  return {**model, 'qk_norm': kind == 'qwen3', 'activation': min(known)}
 
 
 def check_size(name: str, value: Any) -> None:

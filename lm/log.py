@@ -107,7 +107,8 @@ _FIELDS = _by_type({
 })  # fmt: skip
 _NEWER = _by_type({
   int: 'data.order_begin data.order_end model.base_width model.base_head_dim',
-  str: 'data.order data.score model.init',
+  str: 'data.order data.score model.init model.activation',
+  bool: 'model.gated',
 })  # fmt: skip
 _META = {'status': str, 'step': int}
 _META_NEWER = {'parent': str, 'starts': int, 'code': str, 'code_before': dict}

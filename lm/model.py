@@ -1,4 +1,4 @@
-"""The decoder-only Transformer: RMSNorm, RoPE, SwiGLU, grouped queries.
+"""The decoder-only Transformer: RMSNorm, RoPE, gated layers, grouped queries.
 
 The only file that knows flax.linen. Everybody else sees `build(config)`:
 functions of a nested dict of float32 arrays, and what their dimensions mean.
@@ -27,8 +27,19 @@ REMAT = {
 }
 # Of each block: largest score per head, (H,); cosine of its input and output.
 PROBES = ('max_logits', 'cosine')
+ACTIVATIONS = {
+  'silu': nn.silu,
+  'gelu': nn.gelu,  # by tanh (arXiv 1606.08415, section 2), as GPT-2 has it
+  'relu2': lambda x: jnp.square(nn.relu(x)),  # arXiv 2109.08668
+}
 # Knobs that the config.json of older runs lacks.
-_NEWER = {'base_width': 0, 'base_head_dim': 0, 'init': ''}
+_NEWER = {
+  'base_width': 0,
+  'base_head_dim': 0,
+  'init': '',
+  'activation': 'silu',
+  'gated': True,
+}
 
 
 class Model(NamedTuple):
@@ -109,13 +120,14 @@ def flops_per_token(config: Any, seq_len: int) -> float:
   6 (N_layers (D H K + 2 D G K + H K D + 3 D F) + D V)    weights
   + 6 N_layers H K (T + 1)                                causal attention
 
-  A multiply-add is 2, backward is twice forward, a token sees (T + 1) / 2 keys
-  on average. The embedding look-up and elementwise work count nothing, and
-  neither does recomputation (remat): divide by the peak for the MFU.
+  3 D F is 2 D F without a gate. A multiply-add is 2, backward is twice forward,
+  a token sees (T + 1) / 2 keys on average. The look-up of embeddings and
+  elementwise work count nothing, and neither does recomputation (remat): divide
+  by the peak for the MFU.
   """
-  c = config
+  c = FrozenConfigDict({**_NEWER, **config})
   queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-  block = c.d_model * (2 * queries + 2 * keys + 3 * c.d_ff)
+  block = c.d_model * (2 * queries + 2 * keys + (2 + c.gated) * c.d_ff)
   weights = c.num_layers * block + c.d_model * c.vocab_size
   return 6.0 * (weights + c.num_layers * queries * (seq_len + 1))
 
@@ -221,12 +233,18 @@ class _Mlp(nn.Module):
   def __call__(self, x_LD):
     c = self.c
     sides = {'embed': c.d_model, 'mlp': c.d_ff}
-    gate_DF = _param(self, 'gate', _std(c), **sides)
+    if c.gated:
+      gate_DF = _param(self, 'gate', _std(c), **sides)
     up_DF = _param(self, 'up', _std(c), **sides)
     down_FD = _param(
       self, 'down', _std(c, c.num_layers), mlp=c.d_ff, embed=c.d_model
     )
-    h_LF = nn.silu(linear.linear(x_LD, gate_DF)) * linear.linear(x_LD, up_DF)
+    activation = ACTIVATIONS[c.activation]
+    if c.gated:  # arXiv 2002.05202
+      h_LF = activation(linear.linear(x_LD, gate_DF))
+      h_LF *= linear.linear(x_LD, up_DF)
+    else:
+      h_LF = activation(linear.linear(x_LD, up_DF))
     return linear.linear(sharding.constrain(h_LF, 'batch', 'mlp'), down_FD)
 
 
@@ -284,6 +302,7 @@ def _check(c):
   for name, legal in (
     ('dtype', DTYPES),
     ('remat', REMAT),
+    ('activation', ACTIVATIONS),
     ('init', initializers.KINDS),
     ('attention', attention.FORMS),
   ):

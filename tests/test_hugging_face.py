@@ -25,6 +25,8 @@ VARIANTS = {
   'qk_norm, scanned': {'qk_norm': True, 'scan_layers': True, 'head_dim': 32},
   'qk_norm, tied': {'qk_norm': True, 'tie_embeddings': True},
   'eps, theta': {'norm_eps': 0.3, 'rope_theta': 100.0, 'num_kv_heads': 1},
+  'gelu': {'activation': 'gelu'},
+  'relu2, qk_norm': {'activation': 'relu2', 'qk_norm': True},
 }
 
 
@@ -81,7 +83,10 @@ def test_what_the_classes_lack_is_refused():
   config.model.logit_softcap = 30.0
   with pytest.raises(UserError, match='logit_softcap=30.0 cannot be exported'):
     hf.to_config(config)
-  config.model.update({'logit_softcap': 0.0, 'num_heads': 3})
+  config.model.update({'logit_softcap': 0.0, 'gated': False})
+  with pytest.raises(UserError, match='gated=False cannot be exported'):
+    hf.to_config(config)
+  config.model.update({'gated': True, 'num_heads': 3})
   with pytest.raises(UserError, match='d_model=32 cannot .*num_heads=3'):
     hf.to_config(config)
   with config.unlocked():
@@ -95,7 +100,8 @@ def test_what_the_classes_lack_is_refused():
   [
     ('model_type', 'gpt2', "'gpt2' cannot be imported; legal: llama"),
     ('attention_bias', True, 'attention_bias=True cannot'),
-    ('hidden_act', 'gelu', "hidden_act='gelu' cannot"),
+    ('hidden_act', 'gelu', "hidden_act='gelu' cannot .* legal: silu, gelu_py"),
+    ('hidden_act', ['silu'], r"hidden_act=\['silu'\] cannot"),
     ('rope_scaling', {'type': 'linear', 'factor': 2}, "rope_type='linear'"),
     ('rope_parameters', {'rope_type': 'llama3'}, "rope_type='llama3'"),
     ('rope_scaling', 'x', "rope_scaling='x' must be an object"),

@@ -67,6 +67,14 @@ def _attention(p, x_BTD, qk_norm):
   return np.einsum('bthk,hkd->btd', o, p['o'])
 
 
+_HALF = np.sqrt(2 / np.pi)
+_ACTIVATIONS = {
+  'silu': lambda x: x / (1 + np.exp(-x)),
+  'gelu': lambda x: x / 2 * (1 + np.tanh(_HALF * (x + 0.044715 * x**3))),
+  'relu2': lambda x: np.where(x > 0, x * x, 0),
+}
+
+
 def _forward(params, tokens, c):
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   x = params['embedding'][tokens]
@@ -74,8 +82,9 @@ def _forward(params, tokens, c):
     p = params[f'block_{i}']
     x = x + _attention(p['attn'], _norm(x, p['attn_norm']), c.qk_norm)
     m, h = p['mlp'], _norm(x, p['mlp_norm'])
-    gate, up = h @ m['gate'], h @ m['up']
-    x = x + (gate / (1 + np.exp(-gate)) * up) @ m['down']
+    act = _ACTIVATIONS[c.activation]
+    h = act(h @ m['gate']) * (h @ m['up']) if c.gated else act(h @ m['up'])
+    x = x + h @ m['down']
   x = _norm(x, params['final_norm'])
   y = x @ (params['embedding'].T if c.tie_embeddings else params['head'])
   cap = c.logit_softcap
@@ -88,6 +97,8 @@ def _forward(params, tokens, c):
     {},
     {'qk_norm': True, 'tie_embeddings': True, 'num_kv_heads': 4},
     {'logit_softcap': 5.0, 'num_kv_heads': 1, 'attention': 'xla'},
+    {'activation': 'gelu'},
+    {'activation': 'relu2', 'gated': False},
   ],
 )
 def test_forward_is_the_definition(overrides):
@@ -237,12 +248,16 @@ def test_flops_by_hand():
   pairs = sum(range(1, 14)) / 13  # keys that a token sees, on average
   want = 6 * weights + 12 * pairs * 32
   assert model.flops_per_token(c, 13) == pytest.approx(want)
+  c.gated = False
+  less = 6 * 24 * 40
+  assert model.flops_per_token(c, 13) == pytest.approx(want - less)
 
 
 @pytest.mark.parametrize(
   ('overrides', 'sentence'),
   [
     ({'num_kv_heads': 3}, 'num_kv_heads=3 must divide'),
+    ({'activation': 'relu'}, "activation='relu' does not exist. Did you mean"),
     ({'head_dim': 7}, 'must be even'),
     ({'dtype': 'float31'}, "Did you mean 'float32'"),
     ({'remat': 'all'}, 'Legal: .*full'),
