@@ -10,14 +10,15 @@ checkpoint, or an average of the last six. Validation on clean text. Prints
 means over seeds and paired differences with 95 % intervals (Student's t).
 """
 
-import argparse
 import pathlib
 import tempfile
 
 import jax
 import numpy as np
+from absl import flags
 
 from configs import base
+from launch import cli
 from launch.parts import comparison
 from lm import loop, sources
 from lm.run import Run
@@ -33,6 +34,9 @@ AVERAGES = {
   'SMA6': uniform.uniform,
   'EMA6': ema.ema,
 }
+_SEEDS = flags.DEFINE_integer('seeds', 2, 'of all runs', lower_bound=2)
+_ORDERS = flags.DEFINE_multi_enum('orders', ORDERS, ORDERS, 'of the data')
+_PEAK = flags.DEFINE_float('peak', 1e-2, 'learning rate', lower_bound=0)
 
 
 def config(folder, order, final, seed, peak):
@@ -145,18 +149,14 @@ def report(found, orders):
   table('That gain, minus that with a decay to 0', rest, more)
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--seeds', type=int, default=2)
-  parser.add_argument('--orders', nargs='+', default=ORDERS, choices=ORDERS)
-  parser.add_argument('--peak', type=float, default=1e-2)
-  args, found = parser.parse_args(), []
-  for seed in range(args.seeds):
+def main() -> None:
+  found = []
+  for seed in range(_SEEDS.value):
     with tempfile.TemporaryDirectory() as folder:
       path = pathlib.Path(folder)
-      found.append(experiment(path, seed, args.orders, args.peak))
-    report(found, args.orders)
+      found.append(experiment(path, seed, _ORDERS.value, _PEAK.value))
+    report(found, _ORDERS.value)
 
 
 if __name__ == '__main__':
-  main()
+  cli.run(main)
