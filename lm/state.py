@@ -166,6 +166,11 @@ def check(config: ConfigDict) -> None:
       f'qk_clip={config.qk_clip} would do nothing: with model.qk_norm=True the '
       'scores do not depend on the size of W_q and W_k; set one of them.'
     )
+  if config.qk_clip and config.project:
+    raise UserError(
+      f"qk_clip={config.qk_clip} would not hold: project='{config.project}' "
+      'gives W_q and W_k back the norm that it takes; set one of them.'
+    )
   elsewhere = spec.extra('optimizers', config.optimizer.name, 'train_params')
   for knob in ('project', 'qk_clip'):
     if config[knob] and elsewhere:

@@ -10,7 +10,7 @@ from optimizers.parts import choices, hybrid, roles, shape_scale
 
 
 class DionState(NamedTuple):
-  momentum: Any
+  buffer: Any  # M, a sum: no mean of gradients, for a branch to carry over
   basis: Any  # (batch, inputs, rank) for each matrix
 
 
@@ -35,7 +35,7 @@ def dion(
     M <- B - (1 - momentum) P R^T;  Q <- R with columns of norm 1
     u = scale * P Q^T
 
-  rank: at most the smaller side is used. State: momentum; basis = Q, which
+  rank: at most the smaller side is used. State: buffer = M; basis = Q, which
   begins as random orthogonal columns of a fixed key.
   Differs from the paper: a column of R that is 0 keeps its old direction.
   """
@@ -84,7 +84,7 @@ def scale_by_dion(
   def update(updates, state, params=None):
     del params
     meaning = roles.of(updates, axes)
-    out = jax.tree.map(one, updates, state.momentum, state.basis, meaning)
+    out = jax.tree.map(one, updates, state.buffer, state.basis, meaning)
     u, m, q = (
       jax.tree.map(lambda _, o, i=i: o[i], updates, out) for i in range(3)
     )

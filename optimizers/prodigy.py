@@ -11,8 +11,8 @@ from optimizers.parts.decay import check, descend, scaled, scheduled
 
 class ProdigyState(NamedTuple):
   count: jax.Array
-  mu: Any
-  nu: Any
+  scaled_mu: Any  # of d g: no mean of gradients, for a branch to carry over
+  scaled_nu: Any
   start: Any  # x0
   gradient_sum: Any  # s
   numerator: jax.Array  # r
@@ -40,8 +40,8 @@ def prodigy(
     lr' = lr sqrt(1 - b2^t) / (1 - b1^t)
 
   safeguard_warmup: s without lr', for a learning rate that starts near 0.
-  Decay is lr d weight_decay x. State: count, mu, nu, start, gradient_sum,
-  numerator, d.
+  Decay is lr d weight_decay x. State: count, scaled_mu, scaled_nu, start,
+  gradient_sum, numerator, d.
   Differs from the paper: the bias correction, as in Optax; no d without s.
   """
   check(decay, learning_rate, peak)
@@ -91,8 +91,8 @@ def _direction(lr, b1, b2, eps, d0, safeguard_warmup):
     rate = lr * correction
     own = weight if safeguard_warmup else weight * rate
     ema = lambda b, power: lambda m, g: b * m + (1 - b) * (d * g) ** power
-    mu = jax.tree.map(ema(b1, 1), state.mu, g)
-    nu = jax.tree.map(ema(b2, 2), state.nu, g)
+    mu = jax.tree.map(ema(b1, 1), state.scaled_mu, g)
+    nu = jax.tree.map(ema(b2, 2), state.scaled_nu, g)
     s = jax.tree.map(lambda s, g: b3 * s + own * g, state.gradient_sum, g)
     away = jax.tree.map(jnp.subtract, state.start, x)
     r = b3 * state.numerator + weight * rate * optax.tree.vdot(g, away)

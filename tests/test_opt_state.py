@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optimizers.adamw
-from lm import checkpoint, loop, opt_state, restore
+from lm import checkpoint, loop, opt_state, restore, spec
 from lm import run as run_lib
 from lm.errors import UserError
 from optimizers.adamw import adamw
@@ -142,6 +142,24 @@ def test_what_is_kept_initialised_and_dropped(old, new, policy, lines):
   make = lambda f: f(LR, AXES)
   found = _plan(make(old), make(new), policy).lines
   assert [' '.join(line.split()) for line in found] == lines
+
+
+@pytest.mark.parametrize('name', spec.names('optimizers'))
+def test_a_field_of_means_is_a_mean_of_gradients(name):
+  """Of equal gradients it becomes that gradient, or a branch would not fit."""
+  tx = spec.get('optimizers', name)(1e-3, AXES)
+  g = jax.tree.map(lambda x: jnp.cos(9 * x), PARAMS)
+  g = jax.tree.map(lambda x: x / (9 * optax.tree.norm(g)), g)  # not clipped
+  state = jax.jit(tx.init)(PARAMS)
+  step = jax.jit(lambda s: tx.update(g, s, PARAMS)[1])
+  for _ in range(1000):
+    state = step(state)
+  want = opt_state.by_path(g)
+  for unit in opt_state._units(state, PARAMS):
+    for leaf, path in unit.leaves.items():
+      if leaf.param and leaf.field in opt_state.MEANS:
+        got, right = opt_state.by_path(state)[path], want[leaf.param]
+        np.testing.assert_allclose(got, right, atol=1e-3 * np.abs(right).max())
 
 
 def test_a_state_that_cannot_be_completed_is_not_begun():

@@ -165,6 +165,6 @@ def test_what_dion_keeps_of_the_momentum():
     q = jnp.eye(3)[None, :, :2]  # of inputs; the second sees no gradient
     state = state._replace(matrices=state.matrices._replace(basis=q))
     _, state = tx.update(g, state, x)
-    kept = state.matrices.momentum
+    kept = state.matrices.buffer
     np.testing.assert_allclose(kept, 0.9 * np.asarray(g), atol=1e-12)
     np.testing.assert_allclose(abs(state.matrices.basis), q, atol=1e-12)

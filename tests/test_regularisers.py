@@ -202,12 +202,37 @@ def test_a_run_with_both_and_the_step_of_mars_with_two_gradients():
     assert (x != before[key]).any()
   for bad, sentence in (
     ({'project': 'napp'}, "project='napp' does not exist. Did you mean 'nap'"),
+    (
+      {'project': 'nap', 'qk_clip': 2.0},
+      'qk_clip=2.0 would not hold: project=',
+    ),
     ({'model__init': 'zerO'}, r"model.init='zerO' does not exist. Did you mea"),
   ):
     c = helpers.config(**bad)
     with pytest.raises(UserError, match=sentence):
       state.check(c)
       model.build(c.model)
+
+
+def test_the_penalty_beside_gradients_at_two_places():
+  """MARS's exact form, 2 g - g': the same penalty is in both, so once in it."""
+  x = {'w': np.diag([3.0, 0.5, 0.2])}
+  g, before = ({'w': np.full((3, 3), a)} for a in (0.2, 0.3))
+  both = optax.GradientTransformationExtraArgs(
+    lambda _: (),
+    lambda u, s, p, previous_grads: (
+      jax.tree.map(lambda a, b: 2 * a - b, u, previous_grads),
+      s,
+    ),
+  )
+  after = lambda method, **more: (
+    lambda tx: tx.update(g, tx.init(x), x, **more)[0]['w']
+  )(spectral_penalty(method, None, 0.1))
+  penalty = after(optax.identity()) - g['w']
+  assert np.abs(penalty).max() > 1
+  want = 2 * g['w'] - before['w'] + penalty
+  got = after(both, previous_grads=before)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_golden_zero():

@@ -169,6 +169,8 @@ def test_bad_arguments(lr, knobs, message):
 def test_a_cooldown_must_lie_in_the_run():
   with pytest.raises(ValueError, match='start=100'):
     bound.wsd_upper_bound(100, 100)
+  with pytest.raises(ValueError, match='start=1 must lie between 1 and 99'):
+    bound.wsd_upper_bound(100, 1)
 
 
 def _published():

@@ -28,7 +28,9 @@ def spectral_penalty(
   u and v make one power iteration per step from where the last one ended, at
   first from fixed random vectors, so s is exact only after some steps. State:
   vectors, inner.
-  Differs from the paper: matrices only, no term for norm scales.
+  Differs from the paper: matrices only, no term for norm scales. The gradient
+  that MARS subtracts (`previous_grads`) gets the same term, which has no noise
+  for that difference to remove.
   """
   method = optax.with_extra_args_support(method)
 
@@ -59,6 +61,11 @@ def spectral_penalty(
     out = jax.tree.map(one, updates, params, meaning, state.vectors)
     g = jax.tree.map(lambda _, o: o[0], updates, out)
     v = jax.tree.map(lambda _, o: o[1], updates, out)
+    if 'previous_grads' in extra:
+      there = jax.tree.map(one, extra['previous_grads'], params, meaning,
+                           state.vectors)  # fmt: skip
+      before = jax.tree.map(lambda _, o: o[0], updates, there)
+      extra = {**extra, 'previous_grads': before}
     u, inner = method.update(g, state.inner, params, **extra)
     return u, SpectralState(v, inner)
 

@@ -96,11 +96,12 @@ def wsd_upper_bound(
   the term log T that a constant learning rate has, for a fixed fraction.
 
   Raises:
-    ValueError: unless 0 < start < num_steps - 1.
+    ValueError: unless 1 < start < num_steps - 1; at 1 the form of the paper is
+      below Omega*, by up to 1.2 %.
   """
   t, t0 = num_steps, start
-  if not 0 < t0 < t - 1:
-    raise ValueError(f'start={start} must lie between 0 and {num_steps - 1}.')
+  if not 1 < t0 < t - 1:
+    raise ValueError(f'start={start} must lie between 1 and {num_steps - 1}.')
   n, total = t - t0, t + t0
   inner = (
     2 / 3
