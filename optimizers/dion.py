@@ -62,8 +62,9 @@ def scale_by_dion(
 
   def basis(x, a):
     b, m, n = roles.to_matrices(x, a).shape
-    noise = jax.random.normal(jax.random.key(0), (b, m, min(rank, m, n)))
-    return jnp.linalg.qr(noise.astype(x.dtype))[0]
+    noise = jax.random.normal(jax.random.key(0), (m, min(rank, m, n)))
+    q = jnp.linalg.qr(noise.astype(x.dtype))[0]
+    return jnp.tile(q, (b, 1, 1))  # the same in each layer, scanned or not
 
   def init(params):
     meaning = roles.of(params, axes)

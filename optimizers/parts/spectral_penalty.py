@@ -38,7 +38,8 @@ def spectral_penalty(
     if a.role != 'matrix':
       return None
     b, _, n = roles.to_matrices(x, a).shape
-    return _unit(jax.random.normal(jax.random.key(0), (b, n)))
+    same = jnp.tile(jax.random.normal(jax.random.key(0), (1, n)), (b, 1))
+    return _unit(same)  # in each layer, scanned or not
 
   def init(params):
     vectors = jax.tree.map(start, params, roles.of(params, axes))
