@@ -100,7 +100,7 @@ def main() -> None:
   print('total excess loss at 1000, 2000 and 4000 steps, 20 seeds')
   for name, (losses, steps) in budgets().items():
     cells = '  '.join(
-      f'{x.mean():.4f} +- {x.std() / x.size**0.5:.4f}' for x in losses
+      f'{x.mean():.4f} +- {x.std(ddof=1) / x.size**0.5:.4f}' for x in losses
     )
     print(f'  {name:14} {cells}  ({steps} steps trained)')
 

@@ -110,13 +110,23 @@ _NEWER = _by_type({
   str: 'data.order data.score model.init model.activation',
   bool: 'model.gated',
 })  # fmt: skip
+# What runs have that are older than these knobs of the model.
+_MODEL = {
+  'base_width': 0,
+  'base_head_dim': 0,
+  'init': '',
+  'activation': 'silu',
+  'gated': True,
+}
 _META = {'status': str, 'step': int}
 _META_NEWER = {'parent': str, 'starts': int, 'code': str, 'code_before': dict}
 
 
 def read_config(run: pathlib.Path) -> dict[str, Any]:
   """Reads the config.json of a run of any age; errors as of `read_typed`."""
-  return read_typed(run / 'config.json', _FIELDS, _NEWER)
+  found = read_typed(run / 'config.json', _FIELDS, _NEWER)
+  found['model'] = {**_MODEL, **found['model']}
+  return found
 
 
 def read_meta(run: pathlib.Path) -> dict[str, Any]:

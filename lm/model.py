@@ -32,14 +32,6 @@ ACTIVATIONS = {
   'gelu': nn.gelu,  # by tanh (arXiv 1606.08415, section 2), as GPT-2 has it
   'relu2': lambda x: jnp.square(nn.relu(x)),  # arXiv 2109.08668
 }
-# Knobs that the config.json of older runs lacks.
-_NEWER = {
-  'base_width': 0,
-  'base_head_dim': 0,
-  'init': '',
-  'activation': 'silu',
-  'gated': True,
-}
 
 
 class Model(NamedTuple):
@@ -70,7 +62,7 @@ def build(config: Any) -> Model:
   Raises:
     UserError: a value that no model has, e.g. an odd head_dim.
   """
-  c = FrozenConfigDict({**_NEWER, **config})
+  c = FrozenConfigDict(config)
   _check(c)
   module = _Transformer(c)
   tokens = jnp.zeros((1, 1), jnp.int32)
@@ -109,7 +101,7 @@ def build(config: Any) -> Model:
 
 def activations(config: Any, params: Any, tokens_BT: jax.Array) -> Any:
   """Returns flax's tree of all outputs of sublayers, layers not scanned."""
-  module = _Transformer(FrozenConfigDict({**_NEWER, **config}))
+  module = _Transformer(FrozenConfigDict(config))
   more = {'capture_intermediates': True, 'mutable': 'intermediates'}
   return module.apply({'params': params}, tokens_BT, **more)[1]
 
@@ -125,7 +117,7 @@ def flops_per_token(config: Any, seq_len: int) -> float:
   elementwise work count nothing, and neither does recomputation (remat): divide
   by the peak for the MFU.
   """
-  c = FrozenConfigDict({**_NEWER, **config})
+  c = config
   queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
   block = c.d_model * (2 * queries + 2 * keys + (2 + c.gated) * c.d_ff)
   weights = c.num_layers * block + c.d_model * c.vocab_size

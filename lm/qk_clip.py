@@ -12,9 +12,9 @@ def clip(params: Any, max_logits: Any, tau: float | jax.Array) -> Any:
   With S the largest score of a head in the batch before the update, the head's
   scores are multiplied by gamma = min(1, tau / S): W_q and W_k each by
   sqrt(gamma), or, if several heads share a key, their W_q by gamma, which
-  leaves the other heads of the group as they are. The first layer's scores of
-  the same batch are then at most tau; those of later layers also change with
-  what the layers before them give.
+  leaves the other heads of the group as they are. But for what the update
+  itself changed, the first layer's scores of the same batch are then at most
+  tau; those of later layers also change with what the layers before give.
 
   Args:
     params: of the model, after the update.

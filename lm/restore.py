@@ -47,13 +47,16 @@ def begin(
 ) -> tuple[TrainState, str]:
   """Returns where a run begins that has no checkpoint: 2 to 4 of the above."""
   if config.branch:
-    return _branch(config, abstract, init), f'branched from {config.branch}'
+    note = _other_model(config, config.branch)
+    state = _branch(config, abstract, init)
+    return state, f'branched from {config.branch}{note}'
   if config.init:
-    state, note = init(_params(config.init, abstract)), ''
+    note = _other_model(config, config.init)
+    state = init(_params(config.init, abstract))
     if item := _merged_state(config, abstract):
       like = {'opt_state': abstract.opt_state}
       state = state.replace(**checkpoint.restore_merged(item, like))
-      note = ' with its optimizer state'
+      note = f' with its optimizer state{note}'
     return state, f'initialised from {config.init}{note}'
   return init(), 'from scratch'
 
@@ -257,6 +260,18 @@ def _part(stored, path, places, like):
     return checkpoint.PLACEHOLDER
   place = like[places.get(path, path)].sharding
   return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=place)
+
+
+def _other_model(config, text):
+  """Says what makes another function of the same parameters."""
+  run = address.locate(text).run
+  if not (run / 'config.json').is_file():  # a merge of another program's
+    return ''
+  there = log.read_config(run)['model']
+  knobs = ('activation', 'rope_theta', 'logit_softcap', 'norm_eps')
+  changed = [k for k in knobs if there[k] != config.model[k]]
+  text = ', '.join(f'model.{k}={there[k]}' for k in changed)
+  return f' (trained with {text})' if text else ''
 
 
 def _params(text: str, abstract: TrainState) -> Any:

@@ -13,11 +13,11 @@ d_model, m = d_model / base_width (muP: 2203.03466, table 8; 2510.15262):
 All entries are factors, 1 at m = 1: that run is the run without a rule, bit for
 bit. d_ff and num_heads (or head_dim) are meant to grow like d_model.
 
-lr_power is -1 for methods whose update has entries of one size (AdamW, Lion),
--1/2 for Adafactor with multiply_by_parameter_scale, 0 for SGD. An optimizer
-with a knob `scale` states the size of its matrices' updates itself: SCALES is
-used for it. The rules reach every optimizer through the axes: a role's lr, peak
-and wd in `optimizers/parts/decay.py` are multiplied, u is not touched.
+lr_power is -1 for methods whose update has entries of one size (AdamW, Lion).
+Others state theirs: those with a knob `scale` by SCALES, and a function
+`width_power` of its knobs in the optimizer's file. The rules reach every
+optimizer through the axes: a role's lr, peak and wd in
+`optimizers/parts/decay.py` are multiplied, u is not touched.
 Differs from muP: epsilon of Adam, and SGD's embedding and head, do not scale.
 """
 
@@ -27,6 +27,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from lm import spec
 from lm.errors import UserError, did_you_mean
 
 # Power of m for the weight decay of matrices, with the rate as 1 / m. Top
@@ -60,8 +61,11 @@ def factors(config: ConfigDict) -> dict[str, tuple[float, float]]:
   if not config.model.base_width:
     return dict.fromkeys(('matrix', 'embedding', 'head', 'vector'), (1.0, 1.0))
   m = ratio(config.model)
+  lr, wd = m ** lr_power(config), m ** DECAYS[c.decay]
+  if config.optimizer.get('decay') == 'independent':
+    wd *= lr  # which this mode does not multiply by the rate
   return {
-    'matrix': (m ** lr_power(config), m ** DECAYS[c.decay]),
+    'matrix': (lr, wd),
     'embedding': (1.0, c.embedding_decay),
     'head': (1.0, c.head_decay),
     'vector': (1.0, 1.0),
@@ -70,8 +74,9 @@ def factors(config: ConfigDict) -> dict[str, tuple[float, float]]:
 
 def lr_power(config: ConfigDict) -> float:
   """Returns the power of m for the learning rate of matrices."""
-  knobs = config.optimizer.to_dict()
-  return SCALES.get(knobs.get('scale'), config.width.lr_power)
+  scale = config.optimizer.get('scale')
+  own = spec.hook('optimizers', config.optimizer, 'width_power')
+  return SCALES.get(scale, config.width.lr_power if own is None else own)
 
 
 def apply(config: ConfigDict, net: Any) -> Any:

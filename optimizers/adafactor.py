@@ -5,6 +5,11 @@ import optax
 from optimizers.parts.decay import descend
 
 
+def width_power(*, multiply_by_parameter_scale: bool) -> float:
+  """Of the rate over the width (lm/width.py): parameters go as m^-1/2."""
+  return -0.5 if multiply_by_parameter_scale else -1.0
+
+
 def adafactor(
   learning_rate=1e-2,
   axes=None,

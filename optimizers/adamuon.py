@@ -11,7 +11,12 @@ from optimizers.parts import hybrid, roles
 
 
 class SquareState(NamedTuple):
-  nu: Any
+  orthogonal_nu: Any  # of O: no mean of g^2, for a branch to carry over
+
+
+def width_power() -> float:
+  """Of the rate over the width (lm/width.py): updates have an RMS of 0.2."""
+  return -0.5
 
 
 def adamuon(
@@ -80,7 +85,8 @@ def _normalize(axes, b2):
 
   def update(updates, state, params=None):
     del params
-    nu = jax.tree.map(lambda u, v: b2 * v + (1 - b2) * u**2, updates, state.nu)
+    square = lambda u, v: b2 * v + (1 - b2) * u**2
+    nu = jax.tree.map(square, updates, state.orthogonal_nu)
     meaning = roles.of(updates, axes)
     return jax.tree.map(normalized, updates, nu, meaning), SquareState(nu)
 

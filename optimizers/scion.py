@@ -11,6 +11,11 @@ from optimizers.parts import hybrid, roles
 from optimizers.parts.decay import descend
 
 
+def width_power() -> float:
+  """Of the rate over the width (lm/width.py): the spectral norm is constant."""
+  return 0.0
+
+
 def scion(
   learning_rate,
   axes=None,

@@ -5,6 +5,11 @@ import optax
 from optimizers.parts.decay import descend
 
 
+def width_power() -> float:
+  """Of the rate over the width (lm/width.py): 2203.03466, table 8."""
+  return 0.0
+
+
 def sgdw(
   learning_rate=0.1,
   axes=None,

@@ -50,7 +50,7 @@ def soap(
     L and R take one power iteration (QR), sorted by eigenvalue
 
   A side above max_dim is not rotated. State: count; mu; nu, grams, bases.
-  The first gradient gives L and R and moves nothing, as in the authors' code:
+  The first gradient gives L and R; only decay moves, as in the authors' code:
   in its own basis all but its singular values is rounding, which a division by
   sqrt(nu) would make as large as they are.
   Differs from the paper: that first step; AdamW for all but hidden matrices.

@@ -61,6 +61,21 @@ def test_an_edited_config_is_one_sentence(run, field, value, sentence):
       read()
 
 
+def test_a_run_older_than_knobs_of_the_model_has_their_defaults(run):
+  before = log.read_config(run)
+  for knob in log._MODEL:
+    _edit(run / 'config.json', f'model.{knob}', ...)
+  assert log.read_config(run) == before
+  assert log._MODEL.items() <= base.get_config().model.to_dict().items()
+
+
+def test_another_function_of_the_same_parameters_is_told(run, tmp_path, capsys):
+  for i, start in enumerate(({'init': str(run)}, {'branch': f'{run}@12'})):
+    changed = {'model__activation': 'gelu', 'num_steps': 16, **start}
+    loop.train(helpers.config(**changed), tmp_path / f'b{i}')
+    assert '(trained with model.activation=silu)' in capsys.readouterr().out
+
+
 def test_the_types_are_those_of_the_configs():
   config = base.get_config()
   for field, kind in {**log._FIELDS, **log._NEWER}.items():

@@ -132,6 +132,55 @@ def test_the_power_of_an_orthogonal_update_keeps_its_spectral_norm(scale):
   assert width.factors(_config(64, 16))['matrix'][0] == 0.25  # AdamW
 
 
+@pytest.mark.parametrize(
+  ('choice', 'knobs', 'power'),
+  [
+    ('adamw', {}, -1),
+    ('scion', {}, 0),
+    ('adamuon', {}, -0.5),
+    ('sgdw', {}, 0),
+    ('adafactor', {}, -0.5),
+    ('adafactor', {'optimizer__multiply_by_parameter_scale': False}, -1),
+  ],
+)
+def test_the_power_of_methods_that_state_it(choice, knobs, power):
+  config = _config(64, 16, f'optimizer={choice}', **knobs)
+  assert width.lr_power(config) == power
+
+
+@pytest.mark.parametrize('name', ['scion', 'adamuon'])
+def test_their_updates_keep_their_spectral_norm(name):
+  """Of one normal gradient, at rates by the rule."""
+  norm = {}
+  for d in (32, 128):
+    rate = 128 * width.factors(_config(d, 32, f'optimizer={name}'))['matrix'][0]
+    tx = spec.get('optimizers', name)(rate, decay='none')
+    g = {'w': jax.random.normal(jax.random.key(d), (d, d))}
+    norm[d] = np.linalg.norm(tx.update(g, tx.init(g), g)[0]['w'], 2)
+  np.testing.assert_allclose(norm[128], norm[32], rtol=0.15)
+
+
+@pytest.mark.parametrize('rule', sorted(width.DECAYS))
+def test_a_decay_that_knows_no_rate_shrinks_as_much(rule):
+  """decay=independent subtracts wd lr / peak x, so the rule has the rate."""
+  shrink = {}
+  for mode in ('decoupled', 'independent', 'corrected'):
+    config = _config(64, 16, width__decay=rule, optimizer__decay=mode)
+    axes = {'w': loop.build(config).model.axes['block_0']['mlp']['up']}
+    x = {'w': jnp.ones((4, 4))}
+    tx = spec.get('optimizers', 'adamw')(
+      0.1, axes, 0.1, decay=mode, weight_decay=0.5
+    )
+    shrink[mode] = -tx.update({'w': jnp.zeros((4, 4))}, tx.init(x), x)[0]['w']
+  # At the peak: times wd alone, not lr wd.
+  np.testing.assert_allclose(
+    0.1 * shrink['independent'], shrink['decoupled'], rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    shrink['corrected'], shrink['decoupled'], rtol=1e-6
+  )
+
+
 def test_at_its_base_width_a_rule_is_no_program():
   """The same text before compilation, so the same bits."""
   texts = []
