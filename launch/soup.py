@@ -36,9 +36,15 @@ def main() -> None:
       raise UserError(f"--at: '{text}' is a merge; legal: RUN or RUN@STEP.")
     if sum(ref.item.resolve() == r.item.resolve() for r in refs) > 1:
       raise UserError(f"--at: '{text}' is listed twice.")
+  from lm import card
   from lm.run import Run
 
   run = Run(refs[0].run)
+  for ref in refs[1:]:
+    if changed := card.other_model(run.config, Run(ref.run).config):
+      raise UserError(
+        f'{ref.run} has {changed}, unlike {run.path}: another model.'
+      )
   if (run.path / 'merged' / _NAME.value).exists():
     raise UserError(
       f'{run.path}/merged/{_NAME.value} exists; use another --name.'

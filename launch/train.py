@@ -80,6 +80,7 @@ def _after(workdir: str) -> str:
 
 def _beside(run, parent: str, workdir: str) -> str:
   """The parent's emulated decays, if it kept its rate to this branch's end."""
+  from lm import card
   from lm.run import Run
 
   whole, end = Run(parent), run.steps[-1]
@@ -87,8 +88,11 @@ def _beside(run, parent: str, workdir: str) -> str:
   rates = whole.learning_rates()[start:end]
   kept = end in whole.steps and (rates == rates[0]).all()
   here = run.learning_rates()[start:end]
-  begins = kept and abs(here[0] / rates[0] - 1) < 1e-5  # as judgement.cooldown
-  if begins and here[-1] < here[0]:
+  # As judgement.cooldown wants it.
+  begins = kept and abs(here[0] / rates[0] - 1) < 1e-5
+  first = start + int((here < here[0] * (1 - 1e-6)).argmax()) - 1
+  alike = not card.other_model(whole.config, run.config)
+  if begins and here[-1] < here[0] and first in whole.steps and alike:
     options = f'--run={shlex.quote(parent)} --against={shlex.quote(workdir)}'
     return f'launch.emulate {options}'
   return f'launch.evaluate --at={shlex.quote(f"{parent},{workdir}")}'

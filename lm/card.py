@@ -63,6 +63,21 @@ def diff(
   }
 
 
+# How a model is computed, or began; not which function of parameters it is.
+_HOW = ('dtype', 'scan_layers', 'remat', 'attention', 'loss_chunk', 'init',
+        'init_std')  # fmt: skip
+
+
+def other_model(here: Any, there: Any) -> str:
+  """Returns '' or what makes other functions of two configs' parameters."""
+  changed = diff(*({'model': as_dict(c)['model']} for c in (there, here)))
+  return ', '.join(
+    f'{k}={old}'
+    for k, (old, _) in changed.items()
+    if k.removeprefix('model.') not in _HOW
+  )
+
+
 def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
   found = {}
   for key, value in tree.items():
@@ -125,12 +140,14 @@ def check_config(run: pathlib.Path, config: ConfigDict, at: int) -> None:
     )
   if refused:
     no = " --config.init=''" if config.init else ''
+    branch = f', or start from it with --config.branch={run}@{at}{no}'
+    if any(k.startswith('model.') for k in refused):
+      branch = ''  # its parameters may not fit
     raise UserError(
       f'{run} was started with another {", ".join(refused)}; use a new '
-      f'--workdir, or start from it with --config.branch={run}@{at}{no}. '
-      f'What may change: {", ".join(MAY_CHANGE)}, and num_steps to {at} or '
-      f'more when the schedule before step {at} stays the same, and with it '
-      'the floats of the optimizer (follow, normalize_decay).'
+      f'--workdir{branch}. What may change: {", ".join(MAY_CHANGE)}, and '
+      f'num_steps to {at} or more when the schedule before step {at} stays the '
+      'same, and with it the floats of the optimizer (follow, normalize_decay).'
     )
 
 

@@ -22,7 +22,8 @@ def did_you_mean(word: str, legal: Iterable[str]) -> str:
   legal = sorted(legal)
   near = difflib.get_close_matches(str(word), legal, n=1, cutoff=0.5)
   hint = f" Did you mean '{near[0]}'?" if near else ''
-  return f'{hint} Legal: {", ".join(legal) or "none"}.'
+  words = ', '.join(word or "''" for word in legal)
+  return f'{hint} Legal: {words or "none"}.'
 
 
 @contextlib.contextmanager

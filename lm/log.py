@@ -49,11 +49,7 @@ def read_multipliers(run: pathlib.Path) -> np.ndarray | None:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Reads a JSON object.
-
-  Raises:
-    UserError: it is missing, cut or something else.
-  """
+  """Reads a JSON object; UserError if it is missing, cut or something else."""
   try:
     value = json.loads(path.read_text())
   except (OSError, ValueError) as e:
@@ -111,13 +107,8 @@ _NEWER = _by_type({
   bool: 'model.gated',
 })  # fmt: skip
 # What runs have that are older than these knobs of the model.
-_MODEL = {
-  'base_width': 0,
-  'base_head_dim': 0,
-  'init': '',
-  'activation': 'silu',
-  'gated': True,
-}
+_MODEL = {'base_width': 0, 'base_head_dim': 0, 'init': '',
+          'activation': 'silu', 'gated': True}  # fmt: skip
 _META = {'status': str, 'step': int}
 _META_NEWER = {'parent': str, 'starts': int, 'code': str, 'code_before': dict}
 

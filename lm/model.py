@@ -62,8 +62,7 @@ def build(config: Any) -> Model:
   Raises:
     UserError: a value that no model has, e.g. an odd head_dim.
   """
-  c = FrozenConfigDict(config)
-  _check(c)
+  _check(c := FrozenConfigDict(config))
   module = _Transformer(c)
   tokens = jnp.zeros((1, 1), jnp.int32)
 
@@ -113,9 +112,8 @@ def flops_per_token(config: Any, seq_len: int) -> float:
   + 6 N_layers H K (T + 1)                                causal attention
 
   3 D F is 2 D F without a gate. A multiply-add is 2, backward is twice forward,
-  a token sees (T + 1) / 2 keys on average. The look-up of embeddings and
-  elementwise work count nothing, and neither does recomputation (remat): divide
-  by the peak for the MFU.
+  a token sees (T + 1) / 2 keys on average. Elementwise work counts nothing, nor
+  does recomputation (remat): divide by the peak for the MFU.
   """
   c = config
   queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
@@ -225,18 +223,16 @@ class _Mlp(nn.Module):
   def __call__(self, x_LD):
     c = self.c
     sides = {'embed': c.d_model, 'mlp': c.d_ff}
-    if c.gated:
+    if c.gated:  # arXiv 2002.05202
       gate_DF = _param(self, 'gate', _std(c), **sides)
     up_DF = _param(self, 'up', _std(c), **sides)
     down_FD = _param(
       self, 'down', _std(c, c.num_layers), mlp=c.d_ff, embed=c.d_model
     )
-    activation = ACTIVATIONS[c.activation]
-    if c.gated:  # arXiv 2002.05202
-      h_LF = activation(linear.linear(x_LD, gate_DF))
+    first_DF = gate_DF if c.gated else up_DF
+    h_LF = ACTIVATIONS[c.activation](linear.linear(x_LD, first_DF))
+    if c.gated:
       h_LF *= linear.linear(x_LD, up_DF)
-    else:
-      h_LF = activation(linear.linear(x_LD, up_DF))
     return linear.linear(sharding.constrain(h_LF, 'batch', 'mlp'), down_FD)
 
 

@@ -7,7 +7,16 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from lm import address, averages, axes, checkpoint, log, opt_state, processes
+from lm import (
+  address,
+  averages,
+  axes,
+  card,
+  checkpoint,
+  log,
+  opt_state,
+  processes,
+)
 from lm.errors import UserError, did_you_mean
 from lm.state import TrainState
 
@@ -140,10 +149,11 @@ def check_shapes(config: ConfigDict, abstract: TrainState) -> None:
     have = _shapes(checkpoint.abstract_item(ref.item))
     want = _shapes(abstract.params)
     for key in {**want, **have}:
-      if have.get(key) != want.get(key):
+      there, here = (x.get(key, 'nothing') for x in (have, want))
+      if there != here:
         raise UserError(
           f"The parameters of '{text}' do not fit this model: {key} is "
-          f'{have.get(key)} there and {want.get(key)} here.'
+          f'{there} there and {here} here.'
         )
   _merged_state(config, abstract)
 
@@ -267,11 +277,8 @@ def _other_model(config, text):
   run = address.locate(text).run
   if not (run / 'config.json').is_file():  # a merge of another program's
     return ''
-  there = log.read_config(run)['model']
-  knobs = ('activation', 'rope_theta', 'logit_softcap', 'norm_eps')
-  changed = [k for k in knobs if there[k] != config.model[k]]
-  text = ', '.join(f'model.{k}={there[k]}' for k in changed)
-  return f' (trained with {text})' if text else ''
+  there = card.other_model(config, ConfigDict(log.read_config(run)))
+  return f' (trained with {there})' if there else ''
 
 
 def _params(text: str, abstract: TrainState) -> Any:

@@ -297,6 +297,12 @@ def test_surface_table_and_picture(runs, run, tmp_path):
   assert (tmp_path / 'x.png').read_bytes()[:4] == b'\x89PNG'
   with pytest.raises(UserError, match='is not a branch of'):
     judgement.cooldown(branch, run)
+  path = branch.path / 'config.json'
+  other = json.loads(path.read_text())
+  other['model']['rope_theta'] = 100.0
+  path.write_text(json.dumps(other))
+  with pytest.raises(UserError, match='model.rope_theta=100.0, unlike'):
+    judgement.cooldown(run, run_lib.Run(branch.path))
 
 
 def test_a_run_that_was_stopped_is_emulated_as_if_it_was_not(

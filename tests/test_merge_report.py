@@ -269,11 +269,14 @@ def test_mistakes_on_the_command_line(
 
 
 def test_a_cooldown_may_begin_where_the_run_ends(tmp_path):
+  config = helpers.config()
   run = types.SimpleNamespace(
-    path=tmp_path, learning_rates=lambda: np.ones(4), losses=lambda p: p
-  )
+    path=tmp_path, config=config, steps=[0, 4],
+    learning_rates=lambda: np.ones(4), losses=lambda p: p,
+  )  # fmt: skip
   branch = types.SimpleNamespace(
     path='b',
+    config=config,
     meta={'parent': f'{tmp_path}@4', 'status': 'done'},
     steps=[4, 8],
     learning_rates=lambda: np.array([1, 1, 1, 1, 1, 0.75, 0.5, 0.25]),
@@ -281,3 +284,6 @@ def test_a_cooldown_may_begin_where_the_run_ends(tmp_path):
   )
   found = judgement.cooldown(run, branch)
   assert (found.end, found.window) == (8, 4)
+  run.steps = [0, 3]
+  with pytest.raises(UserError, match=r'begins at step 4, .* it has \[0, 3\]'):
+    judgement.cooldown(run, branch)

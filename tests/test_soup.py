@@ -70,6 +70,11 @@ def test_the_command(runs, monkeypatch, capsys):
   ):
     np.testing.assert_array_equal(x, y)
   c = shutil.copytree(a, runs / 'c')
+  config = (c / 'config.json').read_text()
+  (c / 'config.json').write_text(config.replace('"silu"', '"gelu"'))
+  assert tools.call(monkeypatch, 'soup', f'--at={a},{c}') == 2
+  assert 'has model.activation=gelu, unlike' in capsys.readouterr().err
+  (c / 'config.json').write_text(config)
   shutil.rmtree(c / 'checkpoints/8')
   shutil.copytree(c / 'checkpoints/12', c / 'checkpoints/8')  # no worse
   one = f'--at={c}@8,{c}@12'

@@ -176,7 +176,8 @@ def _train(
 def another(found: Log, text: str, num_steps: int) -> str:
   """Returns the command that trains from scratch with another schedule.
 
-  The peak is multiplied by the ratio of the best peaks of both schedules.
+  The peak is multiplied by the ratio of the best peaks of both schedules, as if
+  a branch had been trained with its own from step 0.
   """
   old = curves.values(found.config['schedule'], found.config['num_steps'])
   new = curves.curve(text, num_steps).value

@@ -11,7 +11,7 @@ import numpy as np
 from rich import progress
 
 from launch.parts import emulation, stored
-from lm import address, checkpoint, log
+from lm import address, card, checkpoint, log
 from lm.errors import UserError
 from lm.run import Run
 from merging.engine import sources
@@ -54,6 +54,10 @@ def cooldown(run: Run, branch: Run) -> Cooldown:
     )
   if branch.meta['status'] != 'done':
     raise UserError(f'{branch.path} is not done: {branch.meta["status"]}.')
+  if changed := card.other_model(run.config, branch.config):
+    raise UserError(
+      f'{branch.path} has {changed}, unlike {run.path}: another model.'
+    )
   end, begin = branch.steps[-1], int(start)
   rates = branch.learning_rates()[begin:end]
   # At the end of the run: that of its last update.
@@ -66,8 +70,14 @@ def cooldown(run: Run, branch: Run) -> Cooldown:
   held = int(np.argmax(rates < rates[0] * (1 - 1e-6)))
   if not held:
     raise UserError(f'{branch.path} is no cooldown: its rate does not fall.')
+  first = begin + held - 1
+  if first not in run.steps:
+    raise UserError(
+      f'the cooldown of {branch.path} begins at step {first}, which is no '
+      f'checkpoint of {run.path}; it has {run.steps}.'
+    )
   losses = run.losses(branch.params(end))
-  return Cooldown(branch, end, end - begin - (held - 1), losses)
+  return Cooldown(branch, end, end - first, losses)
 
 
 def grid(
