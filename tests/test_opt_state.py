@@ -150,10 +150,9 @@ def test_a_field_of_means_is_a_mean_of_gradients(name):
   tx = spec.get('optimizers', name)(1e-3, AXES)
   g = jax.tree.map(lambda x: jnp.cos(9 * x), PARAMS)
   g = jax.tree.map(lambda x: x / (9 * optax.tree.norm(g)), g)  # not clipped
-  state = jax.jit(tx.init)(PARAMS)
-  step = jax.jit(lambda s: tx.update(g, s, PARAMS)[1])
-  for _ in range(1000):
-    state = step(state)
+  step = lambda _, s: tx.update(g, s, PARAMS)[1]
+  run = lambda: jax.lax.fori_loop(0, 1000, step, tx.init(PARAMS))
+  state = jax.jit(run)()
   want = opt_state.by_path(g)
   for unit in opt_state._units(state, PARAMS):
     for leaf, path in unit.leaves.items():

@@ -55,7 +55,7 @@ def _state(name, scan, **knobs):
      {('v_col', 'table'): (4,)}),
     ('soap', True, {}, {('matrices', 'factors', 'query', 'nu'): (2, 8)}),
     ('normuon', True, {}, {('matrices', 'nu', 'query'): (1, 2, 1)}),
-    ('dion', True, {'rank': 4}, {('matrices', 'momentum', 'query'): (1, 2, 4)}),
+    ('dion', True, {'rank': 4}, {('matrices', 'buffer', 'query'): (1, 2, 4)}),
   ],
 )  # fmt: skip
 def test_any_state_spread_over_data_gives_the_same_numbers(
