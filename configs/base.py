@@ -68,7 +68,7 @@ def get_config(arg: str = '', **defaults: str) -> ConfigDict:
 
   # --- width rule, with model.base_width: lm/width.py, launch.coord_check
   c.width = ConfigDict()
-  c.width.lr_power = -1.0  # of the rate of matrices; Muon's follows its scale
+  c.width.lr_power = -1.0  # of matrices' rates; some methods state theirs
   c.width.decay = 'sqrt'  # of matrices; 'constant', 'independent' (see there)
   c.width.embedding_decay = 1.0  # factor of its weight decay; 0 in 2510.15262
   c.width.head_decay = 1.0  # the same of the head

@@ -41,10 +41,7 @@ def main() -> None:
 
   run = Run(refs[0].run)
   for ref in refs[1:]:
-    if changed := card.other_model(run.config, Run(ref.run).config):
-      raise UserError(
-        f'{ref.run} has {changed}, unlike {run.path}: another model.'
-      )
+    card.check_same_model(run, Run(ref.run))
   if (run.path / 'merged' / _NAME.value).exists():
     raise UserError(
       f'{run.path}/merged/{_NAME.value} exists; use another --name.'

@@ -78,6 +78,14 @@ def other_model(here: Any, there: Any) -> str:
   )
 
 
+def check_same_model(run: Any, other: Any) -> None:
+  """Raises UserError unless the parameters of two `Run`s mean the same."""
+  if changed := other_model(run.config, other.config):
+    raise UserError(
+      f'{other.path} has {changed}, unlike {run.path}: another model.'
+    )
+
+
 def _flat(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
   found = {}
   for key, value in tree.items():

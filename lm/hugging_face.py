@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lm import model as model_lib
+from lm import width
 from lm.errors import UserError
 
 # Our path -> name there, and how many leading dimensions are inputs; 0 = the
@@ -92,6 +93,8 @@ def to_config(config: ConfigDict, *, dtype: str = 'float32') -> dict[str, Any]:
   """
   c = config.model
   known = {*_SIZES, *_OTHER, *_HOW, 'qk_norm', 'activation', 'gated'}
+  if width.ratio(c) == 1 and c.base_head_dim in (0, c.head_dim):
+    known |= {'base_width', 'base_head_dim'}  # muP at its base changes nothing
   for knob in c:
     if (knob not in known and c[knob]) or (knob == 'gated' and not c.gated):
       raise UserError(
@@ -143,8 +146,7 @@ def from_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
       raise UserError(
         f'{name}={t[name]!r} cannot be imported: our model has no such feature.'
       )
-  known = {k: v for k, v in _ACTIVATIONS.items() if v == t['hidden_act']}
-  if not known:
+  if t['hidden_act'] not in _ACTIVATIONS.values():
     raise UserError(
       f'hidden_act={t["hidden_act"]!r} cannot be imported; legal: '
       f'{", ".join(_ACTIVATIONS.values())}.'
@@ -168,7 +170,8 @@ def from_config(theirs: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f'config.json: {name}={t[name]!r} must be a bool.')
     else:
       model[ours] = _number(name, t[name])
-  return {**model, 'qk_norm': kind == 'qwen3', 'activation': min(known)}
+  act = {v: k for k, v in _ACTIVATIONS.items()}[t['hidden_act']]
+  return {**model, 'qk_norm': kind == 'qwen3', 'activation': act}
 
 
 def check_size(name: str, value: Any) -> None:

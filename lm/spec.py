@@ -111,9 +111,10 @@ def spec(package: str, name: str, **overrides: Any) -> ConfigDict:
 
 
 def floats(package: str, config: Mapping[str, Any]) -> dict[str, float]:
-  """Returns the traced knobs of a component: those whose default is a float."""
-  traced = knobs(package, config['name'])
-  return {k: config[k] for k, v in traced.items() if isinstance(v, float)}
+  """Returns the traced knobs that a config has: their default is a float."""
+  known = knobs(package, config['name'])
+  traced = [k for k, v in known.items() if isinstance(v, float)]
+  return {k: config[k] for k in traced if k in config}
 
 
 def build(

@@ -1,8 +1,7 @@
 """One training step and one evaluation step: pure functions, no I/O."""
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from lm import (
   spec,
 )
 from lm import state as state_lib
-from lm.errors import UserError
+from lm.errors import UserError, of_code
 from lm.model import Model
 from lm.state import TrainState
 
@@ -63,28 +62,27 @@ def multipliers(config: ConfigDict) -> np.ndarray:
 
 def check_schedules(config: ConfigDict) -> None:
   """Raises UserError for schedules that refuse their knobs; runs nothing."""
-  traced = floats(config)
-  with _traceable(config.schedule.name):
-    jax.eval_shape(
-      lambda s: (multiplier(config, s, {}), follow.floats(config, s, traced)),
-      0,
-    )
+  check_schedule(config.schedule, config.num_steps)
+  for _, schedule in follow.parse(config).values():
+    if schedule is not config.schedule:
+      check_schedule(schedule, config.num_steps)
 
 
-@contextlib.contextmanager
-def _traceable(name: str) -> Iterator[None]:
-  try:
-    yield
-  except jax.errors.ConcretizationTypeError as e:
-    raise UserError(
-      f'schedules/{name}.py: the step is traced; write jnp.where, not if.'
-    ) from e
+def check_schedule(schedule: Mapping[str, Any], num_steps: int) -> None:
+  """Traces a schedule as a run does: of the step and its float knobs."""
+
+  def one(step, traced):
+    found = spec.build('schedules', schedule, num_steps, floats=traced)
+    return found(step)
+
+  with of_code(f'schedules/{schedule["name"]}.py'):
+    jax.eval_shape(one, 0, spec.floats('schedules', schedule))
 
 
 def values(schedule: Callable[..., Any], num_steps: int, name: str) -> Any:
   """Returns schedule(0), ..., schedule(num_steps - 1), checked, float64."""
   steps = np.arange(num_steps, dtype=np.int32)
-  with _traceable(name):
+  with of_code(f'schedules/{name}.py'):
     found = np.asarray(jax.jit(jax.vmap(schedule))(steps), np.float64)
   bad = np.flatnonzero(~((found >= 0) & (found <= 1 + 1e-6)))
   if bad.size:

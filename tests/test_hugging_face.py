@@ -79,7 +79,12 @@ def test_rows_of_a_projection_are_heads_one_after_the_other():
 def test_what_the_classes_lack_is_refused():
   config, _ = _build('plain')
   config.model.init = 'orthogonal'  # of no meaning after the first step
+  config.model.base_width = config.model.d_model  # nor this, here
   hf.to_config(config)
+  config.model.base_width //= 2
+  with pytest.raises(UserError, match='base_width=16 cannot be exported'):
+    hf.to_config(config)
+  config.model.base_width = 0
   config.model.logit_softcap = 30.0
   with pytest.raises(UserError, match='logit_softcap=30.0 cannot be exported'):
     hf.to_config(config)

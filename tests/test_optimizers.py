@@ -82,6 +82,22 @@ def _float64(tree):
   return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
 
 
+@each
+def test_every_int_and_bool_knob_changes_the_program(name):
+  axes, params = problem.axes(), problem.params()
+  grads = problem.gradients(3)
+
+  def program(**knobs):
+    tx = spec.get('optimizers', name)(LR, axes, **knobs)
+    return str(jax.make_jaxpr(functools.partial(_steps, tx))(params, grads))
+
+  default = program()
+  for knob, value in spec.knobs('optimizers', name).items():
+    if isinstance(value, int):
+      other = not value if isinstance(value, bool) else 1 + (value == 1)
+      assert program(**{knob: other}) != default, f'{knob} has no effect'
+
+
 def test_axes_are_those_of_the_model():
   fields = [f.name for f in dataclasses.fields(roles.Axes)]
   assert fields == [f.name for f in dataclasses.fields(lm_axes.Axes)]

@@ -1,6 +1,7 @@
 """One step: bad steps, clipping, accumulation, meshes."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,8 @@ import numpy as np
 import optax
 import pytest
 
+import schedules
+from launch.parts import curves
 from lm import loop, loss, model, norms, sharding, step
 from lm.errors import UserError
 from tests import helpers
@@ -167,7 +170,10 @@ def _losses(config, sharded=False):
 @pytest.mark.parametrize(
   ('schedule', 'sentence'),
   [
-    (lambda s: 2.0 if s < 2 else 1.0, 'the step is traced; write jnp.where'),
+    (
+      lambda s: 2.0 if s < 2 else 1.0,
+      '`if` on an array, or on a float keyword',
+    ),
     (lambda s: jnp.where(s < 3, 1.0, 2.0), 'at step 3 is 2; legal: 0 to 1'),
     (lambda s: s / 0, 'at step 0 is nan'),
   ],
@@ -175,6 +181,39 @@ def _losses(config, sharded=False):
 def test_a_schedule_that_is_none_is_one_sentence(schedule, sentence):
   with pytest.raises(UserError, match=sentence):
     step.values(schedule, 5, 'mine')
+
+
+@pytest.mark.parametrize(
+  ('line', 'sentence'),
+  [
+    ('if warmup > 0.5: warmup', 'line 4: Tracer.* float keyword'),
+    ('max(warmup, 1)', 'line 4: Tracer.* float keyword'),
+    ('lambda: math.cos(num_steps)', ''),
+  ],
+)
+def test_float_keywords_of_a_schedule_are_traced(
+  line, sentence, tmp_path, monkeypatch
+):
+  """Also where a schedule is only drawn: what it says is what a run does."""
+  (tmp_path / 'zz_test_mine.py').write_text(f"""import math
+import jax.numpy as jnp
+def zz_test_mine(num_steps, *, warmup: float = 0.1):
+  {line}
+  return lambda step: jnp.minimum(1.0, (step + 1) / (1 + num_steps * warmup))
+""")
+  monkeypatch.setattr(
+    schedules, '__path__', [*schedules.__path__, str(tmp_path)]
+  )
+  monkeypatch.delitem(sys.modules, 'schedules.zz_test_mine', raising=False)
+  draw = lambda: curves.curve('zz_test_mine:warmup=0.2', 10)
+  if not sentence:
+    assert draw().value[-1] == 1
+    return
+  with pytest.raises(UserError, match=sentence):
+    draw()
+  config = helpers.config('schedule=zz_test_mine')
+  with pytest.raises(UserError, match=sentence):
+    loop.build(config)
 
 
 def test_options_of_the_loss_reach_the_gradient():

@@ -61,7 +61,8 @@ def _typed(text: str, key: str, value: str, default: Any) -> Any:
   if isinstance(default, str):
     return value
   try:
-    literal = ast.literal_eval(value)
+    word = value.capitalize() if isinstance(default, bool) else value
+    literal = ast.literal_eval(word)
     typed = type(default)(literal)
     if isinstance(default, int) and typed != literal:  # 2.5 cycles
       raise ValueError
@@ -99,5 +100,6 @@ def values(config: Mapping[str, Any], num_steps: int) -> np.ndarray:
   from lm import step
 
   with cli.user_errors():
+    step.check_schedule(config, num_steps)
     schedule = spec.build('schedules', config, num_steps)
     return step.values(schedule, num_steps, config['name'])

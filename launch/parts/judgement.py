@@ -54,10 +54,7 @@ def cooldown(run: Run, branch: Run) -> Cooldown:
     )
   if branch.meta['status'] != 'done':
     raise UserError(f'{branch.path} is not done: {branch.meta["status"]}.')
-  if changed := card.other_model(run.config, branch.config):
-    raise UserError(
-      f'{branch.path} has {changed}, unlike {run.path}: another model.'
-    )
+  card.check_same_model(run, branch)
   end, begin = branch.steps[-1], int(start)
   rates = branch.learning_rates()[begin:end]
   # At the end of the run: that of its last update.

@@ -93,8 +93,8 @@ def legend(rows: Sequence[Row]) -> str:
   lines = [
     f'loss: final validation loss in nats, mean of {n} seed(s) that were not '
     "used to tune; ±: 95 % (Student's t).",
-    f'minus {first.name}: paired by seed (same data, same initial numbers); '
-    'one of 20 such intervals misses the truth.',
+    f'minus {first.name}: paired by seed (same data and, where the models are '
+    'the same, initial numbers); one of 20 such intervals misses the truth.',
     'tried: settings of the search; "or lower", "or higher": it had to stop '
     'there (--most).',
   ]

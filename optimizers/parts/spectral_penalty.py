@@ -45,9 +45,9 @@ def spectral_penalty(
     vectors = jax.tree.map(start, params, roles.of(params, axes))
     return SpectralState(vectors, method.init(params))
 
-  def one(g, x, a, v):
+  def penalty(x, a, v):
     if v is None:
-      return g, None
+      return None, None
     w = roles.to_matrices(x, a)
     left = _unit(jnp.einsum('bmn,bn->bm', w, v))
     s_v = jnp.einsum('bmn,bm->bn', w, left)
@@ -55,19 +55,17 @@ def spectral_penalty(
     v = jnp.where(s[:, None] > 0, _unit(s_v), v)  # of 0 it learns nothing
     slope = 2 * (s**power - 1) * power * s ** (power - 1)
     outer = jnp.einsum('b,bm,bn->bmn', weight * slope, left, v)
-    return g + roles.from_matrices(outer, a, x.shape), v
+    return roles.from_matrices(outer, a, x.shape), v
 
   def update(updates, state, params=None, **extra):
     meaning = roles.of(params, axes)
-    out = jax.tree.map(one, updates, params, meaning, state.vectors)
-    g = jax.tree.map(lambda _, o: o[0], updates, out)
+    out = jax.tree.map(penalty, params, meaning, state.vectors)
     v = jax.tree.map(lambda _, o: o[1], updates, out)
+    one = lambda g, o: g if o[0] is None else g + o[0]
+    add = lambda grads: jax.tree.map(one, grads, out)
     if 'previous_grads' in extra:
-      there = jax.tree.map(one, extra['previous_grads'], params, meaning,
-                           state.vectors)  # fmt: skip
-      before = jax.tree.map(lambda _, o: o[0], updates, there)
-      extra = {**extra, 'previous_grads': before}
-    u, inner = method.update(g, state.inner, params, **extra)
+      extra = {**extra, 'previous_grads': add(extra['previous_grads'])}
+    u, inner = method.update(add(updates), state.inner, params, **extra)
     return u, SpectralState(v, inner)
 
   return optax.GradientTransformationExtraArgs(init, update)
