@@ -38,7 +38,7 @@ from launch import cli
 ROOT = pathlib.Path(__file__).parents[1]
 _PEER_DIR = flags.DEFINE_string('peer_dir', '', 'folder of the checkouts')
 _SIZES = flags.DEFINE_list('sizes', ['tiny', 'small'], 'of configs/sizes.py')
-_TURNS = flags.DEFINE_integer('turns', 5, 'of each contender')
+_TURNS = flags.DEFINE_integer('turns', 5, 'of each contender', 1)
 _BATCH = flags.DEFINE_integer('batch_size', 0, "0 = the size's own", 0)
 _SECONDS = flags.DEFINE_float('seconds', 5.0, 'of each turn')
 _CONTENDER = flags.DEFINE_string('contender', '', 'internal: one contender')
@@ -274,6 +274,8 @@ def main() -> None:
       print(f"{name}: no folder '{folder}' in --peer_dir; left out")
     else:
       names.append(name)
+  for size in _SIZES.value:
+    configured('lmopt', size)  # refuses an unknown one
   for size in _SIZES.value:
     Console().print(compare(size, names, _TURNS.value))
 

@@ -37,11 +37,12 @@ def main() -> None:
     raise UserError(f"--of='{_OF.value}' does not exist.{hint}")
   from launch.parts import show
   from launch.parts import widths as lib
-  from lm import width
+  from lm import model, width
 
   configs = [lib.at_width(_CONFIG.value, w, _GROW.value) for w in widths]
   measure = getattr(lib, _OF.value)
   for c in configs:
+    model.build(c.model)  # refuses before anything is said of it
     print(f'd_model {c.model.d_model}: width rule: {width.describe(c)}')
   numbers = [measure(lib.train(c, _NUM_STEPS.value)) for c in configs]
   panels = dict(
