@@ -25,6 +25,11 @@ from lm import noise, spec
 from lm.errors import UserError, did_you_mean, of_code
 
 ROOT = pathlib.Path(__file__).parents[1]
+_PARSERS = {
+  bool: (flags.BooleanParser(), 'true or false'),
+  int: (flags.IntegerParser(), 'an integer'),
+  float: (flags.FloatParser(), 'a number'),
+}
 
 
 def define_config() -> Any:
@@ -213,6 +218,12 @@ def _check_field(config: ConfigDict, field: str, value: str) -> None:
       f'{field}={value} would need other knobs; choose it behind the colon: '
       f'--config=FILE:{field.removesuffix(".name")}={value}.'
     )
+  parser, legal = _PARSERS.get(type(place), (None, ''))
+  try:
+    if parser and value:
+      parser.parse(value)
+  except (TypeError, ValueError) as e:
+    raise UserError(f"{field}='{value}' must be {legal}.") from e
 
 
 def _compilation_cache() -> None:

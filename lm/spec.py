@@ -104,7 +104,7 @@ def spec(package: str, name: str, **overrides: Any) -> ConfigDict:
       config[key] = value
     except TypeError as e:
       raise UserError(
-        f'{package}/{name}.py: {key}={value!r} must be a '
+        f'{package}/{name}.py: {key}={value!r} must be of type '
         f'{type(config[key]).__name__}, like its default {config[key]!r}.'
       ) from e
   return config.lock()

@@ -247,7 +247,7 @@ def test_controls_of_a_plan(run):
     ('decay:floor=2.0', {}, 'floor=2.0'),
     ('decai', {}, "Did you mean 'decay'"),
     ('decay:shap=linear', {}, "Did you mean 'shape'"),
-    ('ema:alpha=x', {}, "alpha='x' must be a float"),
+    ('ema:alpha=x', {}, "alpha='x' must be of type float"),
     ('ema', {'means': True}, '--means needs --method=decay'),
     ('decay', {'end': 13}, 'end=13 is not a checkpoint'),
     ('decay', {'window': 1}, 'holds one checkpoint'),

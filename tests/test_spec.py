@@ -82,7 +82,7 @@ def test_spec_holds_every_default_and_refuses_others():
   assert (s.name, s.b1, s.b2) == ('adamw', 0.9, 0.99)
   with pytest.raises(UserError, match=r"no knob 'b3'. Did you mean 'b[12]'"):
     spec.spec('optimizers', 'adamw', b3=1.0)
-  with pytest.raises(UserError, match=r"b2='x' must be a float"):
+  with pytest.raises(UserError, match=r"b2='x' must be of type float"):
     spec.spec('optimizers', 'adamw', b2='x')
   with pytest.raises(UserError, match=r"Did you mean 'adamw'\?"):
     spec.spec('optimizers', 'adamv')

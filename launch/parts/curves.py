@@ -69,7 +69,7 @@ def _typed(text: str, key: str, value: str, default: Any) -> Any:
     return typed
   except (ValueError, SyntaxError, TypeError) as e:
     kind = type(default).__name__
-    legal = 'True or False' if kind == 'bool' else f'a {kind}'
+    legal = 'True or False' if kind == 'bool' else f'of type {kind}'
     raise UserError(f"'{text}': {key}='{value}' must be {legal}.") from e
 
 
