@@ -43,7 +43,7 @@ def main() -> None:
   with cli.user_errors():
     artifact.check_name(_NAME.value)
     run = Run(_RUN.value)
-    real = [judgement.cooldown(run, Run(path)) for path in _AGAINST.value]
+    real = judgement.cooldowns(run, _AGAINST.value, _FLOOR.value)
     windows = cli.integers('windows', _WINDOWS.value)
     grid = judgement.grid(run, cli.integers('ends', _ENDS.value), windows)
     ends = cli.integers('ends', _ENDS.value) or sorted({end for end, _ in grid})

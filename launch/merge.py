@@ -129,6 +129,8 @@ def _merge_run(options) -> None:
     )
   if _STATE.value:
     _refuse(('means', 'stored'), 'does not go with --state')
+  if _MEANS.value:
+    _refuse(('every',), 'does not go with --means, which cover every step')
   run = Run(_RUN.value)
   if _NAME.value:
     artifact.check_name(_NAME.value)
@@ -150,6 +152,11 @@ def _merge_run(options) -> None:
     )
     if not _STEPS.value and not _MEANS.value and _EVERY.value == 1:
       emulation.warn_of_gaps(run, plan, _WINDOW.value)
+    if _WINDOW.value not in (0, plan.about['window']):
+      print(
+        f'These checkpoints cover {plan.about["window"]} steps, not '
+        f'--window={_WINDOW.value}.'
+      )
   emulation.warn_of_code(run, plan.about['end'], plan.about['window'])
   if _CONTROL.value:
     plan = emulation.control(plan, _CONTROL.value, _SEED.value)
@@ -196,7 +203,9 @@ def _merge_inputs(options) -> None:
   if _CONTROL.value:
     plan = emulation.control(plan, _CONTROL.value, _SEED.value)
   options |= {'tree': found.tree, 'ages': found.steps}
-  engine.plan(plan.sources, engine.Options(**options))  # may refuse
+  checked = engine.plan(plan.sources, engine.Options(**options))  # may refuse
+  if _DRY_RUN.value:
+    list(engine.leaves(checked))  # as the merge will
   out, folder = pathlib.Path(_OUT.value), pathlib.Path(_INPUTS.value[0])
   if len(_INPUTS.value) == 1 and out.resolve().parent == folder.resolve():
     raise UserError(

@@ -52,7 +52,7 @@ def main() -> None:
   with cli.user_errors():
     artifact.check_name(_NAME.value)
     run = Run(_RUN.value)
-    real = [judgement.cooldown(run, Run(path)) for path in _AGAINST.value]
+    real = judgement.cooldowns(run, _AGAINST.value, _FLOOR.value)
     found = comparison.compare(
       run,
       real,

@@ -64,7 +64,7 @@ def diff(
 
 
 # How a model is computed, or began; not which function of parameters it is.
-_HOW = ('dtype', 'scan_layers', 'remat', 'attention', 'loss_chunk', 'init',
+HOW = ('dtype', 'scan_layers', 'remat', 'attention', 'loss_chunk', 'init',
         'init_std')  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def other_model(here: Any, there: Any) -> str:
   return ', '.join(
     f'{k}={old}'
     for k, (old, _) in changed.items()
-    if k.removeprefix('model.') not in _HOW
+    if k.removeprefix('model.') not in HOW
   )
 
 

@@ -154,8 +154,13 @@ def _scores_of(file: str, size: int) -> np.ndarray:
       f"'{path}' has the shape {found.shape}; legal: one number, or finite "
       'rows (tokens of a document, its score).'
     )
+  wrong = found[(found[:, 0] < 0) | (found[:, 0] % 1 != 0), 0]
+  if wrong.size:
+    raise UserError(
+      f"'{path}' counts {wrong[0]:g} tokens of a document; legal: 0, 1, 2, ..."
+    )
   total = found[:, 0].sum()
-  if (found[:, 0] < 0).any() or not 0 <= size - total <= 1:
+  if not 0 <= size - total <= 1:
     raise UserError(f"'{path}' scores {total:.0f} tokens; '{file}' has {size}.")
   found[-1, 0] += size - total  # the separator after a file of bytes
   return found

@@ -69,14 +69,21 @@ def check_schedules(config: ConfigDict) -> None:
 
 
 def check_schedule(schedule: Mapping[str, Any], num_steps: int) -> None:
-  """Traces a schedule as a run does: of the step and its float knobs."""
+  """Traces a schedule as a run does: of the step and its float knobs.
+
+  Raises:
+    UserError: what it raises, or it returns anything but one number.
+  """
 
   def one(step, traced):
     found = spec.build('schedules', schedule, num_steps, floats=traced)
     return found(step)
 
-  with of_code(f'schedules/{schedule["name"]}.py'):
-    jax.eval_shape(one, 0, spec.floats('schedules', schedule))
+  file = f'schedules/{schedule["name"]}.py'
+  with of_code(file):
+    found = jax.eval_shape(one, 0, spec.floats('schedules', schedule))
+  if getattr(found, 'shape', None) != ():
+    raise UserError(f'{file}: the multiplier must be one number, not {found}.')
 
 
 def values(schedule: Callable[..., Any], num_steps: int, name: str) -> Any:

@@ -131,6 +131,8 @@ def test_score_files_that_do_not_fit(build):
   for wrong, sentence in (
     (np.ones((3, 2)), 'scores 3 tokens; .* has 328'),
     (np.ones(3), r'shape \(3,\)'),
+    (np.array([[-1, 1], [329, 2]]), 'counts -1 tokens of a document; legal: 0'),
+    (np.array([[163.5, 1], [164.5, 2]]), 'counts 163.5 tokens of a document'),
     (np.array([[328, np.nan]]), 'finite'),
     (np.array([{}], object), 'an array of numbers'),
   ):

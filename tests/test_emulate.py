@@ -262,7 +262,7 @@ def test_mistakes_are_one_sentence(run, method, options, sentence):
     _plan(run, method, **{'window': 9, **options})
 
 
-def test_surface_table_and_picture(runs, run, tmp_path):
+def test_surface_table_and_picture(runs, run, tmp_path, capsys):
   config = helpers.config(branch=f'{run.path}@6', checkpoint__every_steps=3)
   config.schedule.decay = 0.5
   loop.train(config, tmp_path / 'branch')
@@ -297,8 +297,16 @@ def test_surface_table_and_picture(runs, run, tmp_path):
   assert (tmp_path / 'x.png').read_bytes()[:4] == b'\x89PNG'
   with pytest.raises(UserError, match='is not a branch of'):
     judgement.cooldown(branch, run)
+  judgement.cooldowns(run, [branch.path], 0.0)
+  assert 'warning' not in capsys.readouterr().out
   path = branch.path / 'config.json'
   other = json.loads(path.read_text())
+  other['optimizer']['weight_decay'], other['branch_data'] = 3.0, 'restart'
+  path.write_text(json.dumps(other))
+  judgement.cooldowns(run, [branch.path], 0.3)
+  output = capsys.readouterr().out
+  assert 'emulates: branch_data=restart (continue), optimizer.w' in output
+  assert 'decays to 0.0 of its peak, merges here to --floor=0.3' in output
   other['model']['rope_theta'] = 100.0
   path.write_text(json.dumps(other))
   with pytest.raises(UserError, match='model.rope_theta=100.0, unlike'):

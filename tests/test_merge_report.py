@@ -209,6 +209,13 @@ def test_the_command(run, cooldown, tmp_path, monkeypatch, capsys):
   imported = tmp_path / 'imported'
   shutil.copytree(cooldown.path, imported)
   (imported / 'meta.json').write_text('{"status": "imported", "step": 0}')
+  base = ('merge', path, '--dry_run', '--name=z', '--method=decay:grid=block')
+  assert tools.call(monkeypatch, *base, '--window=6') == 0
+  assert 'These checkpoints' not in capsys.readouterr().out
+  assert tools.call(monkeypatch, *base, '--window=7') == 0
+  assert 'checkpoints cover 6 steps, not --window=7.' in capsys.readouterr().out
+  assert tools.call(monkeypatch, *base[:4], '--means', '--every=6') == 2
+  assert '--every does not go with --means' in capsys.readouterr().err
   for wrong, sentence in (
     ([], '--run is missing'),
     ([path, '--step=7'], '@7'),

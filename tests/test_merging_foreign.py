@@ -244,6 +244,39 @@ def test_the_reference_package_reads_a_merge(tmp_path):
     np.testing.assert_array_equal(got[name], x)
 
 
+def test_the_dtype_of_the_result_is_in_its_config(tmp_path, monkeypatch):
+  for i in (1, 2):
+    folder = _model(tmp_path / f'm-{i}', i, 1)
+    (folder / 'config.json').write_text(f'{{"torch_dtype": "float{16 * i}"}}')
+  words = f'--inputs={tmp_path}/m-1,{tmp_path}/m-2', f'--out={tmp_path}/out'
+  assert _merge(monkeypatch, *words, '--dtype=bfloat16') == 0
+  text = (tmp_path / 'out' / 'config.json').read_text()
+  assert json.loads(text) == {'torch_dtype': 'bfloat16'}
+
+
+def test_checkpoints_of_other_models_are_refused(tmp_path, monkeypatch, capsys):
+  """The shapes are the same, the functions are not."""
+  folders = [_model(tmp_path / f'm-{i}', i, 1) for i in (1, 2)]
+  for folder, theta in zip(folders, (1e4, 500.0), strict=True):
+    (folder / 'config.json').write_text(json.dumps({'rope_theta': theta}))
+  runs = [tmp_path / 'a', tmp_path / 'b']
+  for run, activation in zip(runs, ('silu', 'relu2'), strict=True):
+    params = made.params(len(activation))
+    made.save(run / 'checkpoints' / '3' / 'params', params)
+    config = helpers.config(model__activation=activation)
+    (run / 'config.json').write_text(json.dumps(config.to_dict()))
+    (run / 'meta.json').write_text('{}')
+  for inputs, sentence in (
+    (folders, "m-2/config.json' has rope_theta=500.0, '"),
+    ([r / 'checkpoints/3' for r in runs], "has activation='relu2', '"),
+  ):
+    words = ','.join(map(str, inputs)), f'--out={tmp_path}/out', '--steps=1,2'
+    assert _merge(monkeypatch, f'--inputs={words[0]}', *words[1:]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and 'another model' in error, error
+  assert not (tmp_path / 'out').exists()
+
+
 def _damage(folder, change):
   path = folder / 'model.safetensors'
   raw = bytearray(path.read_bytes())
@@ -304,6 +337,7 @@ def test_safetensors_that_do_not_fit(tmp_path, monkeypatch, capsys):
     path = tmp_path / f'm-{i}' / 'model.safetensors'
     _write(path, {**good, 'position_ids': np.arange(3)})
   check("leaf 'position_ids' of")
+  check("leaf 'position_ids' of", '--dry_run')
   sources = [(tmp_path / f'm-{i}', 0.5) for i in (1, 2)]
   stream.merge(sources, tmp_path / 'x', integers=True, dtype='bfloat16')
   (header,) = safetensors.Folder(tmp_path / 'x').headers.values()
@@ -318,6 +352,11 @@ def test_safetensors_that_do_not_fit(tmp_path, monkeypatch, capsys):
     json.dumps({'weight_map': {**dict.fromkeys(good, two.name), 'x': two.name}})
   )
   check("leaf 'x' of")
+  (two.parent / 'model.safetensors.index.json').write_text(
+    json.dumps({'weight_map': {'x': 'x.safetensors'}})
+  )
+  _write(two.parent / 'x.safetensors', {'x': np.ones(2, 'f4')})
+  check('does not name it: two models')
 
 
 def test_mistakes_with_orbax_trees(saved, tmp_path, monkeypatch, capsys):
@@ -391,9 +430,12 @@ def test_names_without_steps_are_taken_in_the_order_given(
   """Files beside the tensors are those of the last one; steps may say else."""
   for name in ('b', 'a'):
     _model(tmp_path / name, 1, 1)
-    (tmp_path / name / 'config.json').write_text(json.dumps({'name': name}))
+    (tmp_path / name / 'config.json').write_text(
+      json.dumps({'_name_or_path': name})
+    )
   inputs = f'--inputs={tmp_path}/b,{tmp_path}/a'
-  newest = lambda out: json.loads((out / 'config.json').read_text())['name']
+  read = lambda out: json.loads((out / 'config.json').read_text())
+  newest = lambda out: read(out)['_name_or_path']
   assert _merge(monkeypatch, inputs, f'--out={tmp_path}/x') == 0
   assert 'no steps: taken as 1 to 2' in capsys.readouterr().out
   assert newest(tmp_path / 'x') == 'a'

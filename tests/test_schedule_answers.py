@@ -237,6 +237,15 @@ def test_extend_to_another_schedule_keeps_the_best_peak(tool, capsys):
   np.testing.assert_allclose(got, 3e-3 / 2**0.5, rtol=0.01)
 
 
+@pytest.mark.parametrize('decay, ways', [(0.0, 3), (1.0, 1)])
+def test_extend_where_wsd_is_all_or_no_cooldown(tool, capsys, decay, ways):
+  tools.fake_run('a', arg='schedule=wsd', num_steps=4000,
+                 checkpoint__every_steps=800, schedule__decay=decay,
+                 schedule__warmup=0.0)  # fmt: skip
+  assert tool('extend', '--run=a', '--num_steps=8000') == 0
+  assert len(tools.commands(capsys.readouterr().out)) == ways
+
+
 def test_extend_keeps_the_cycles_of_a_run(tool, capsys):
   cycles = {'schedule__cycle_end_steps': (10, 20)}
   tools.fake_run('c', arg='schedule=wsd_s', num_steps=40, **cycles)

@@ -183,6 +183,15 @@ def test_a_schedule_that_is_none_is_one_sentence(schedule, sentence):
     step.values(schedule, 5, 'mine')
 
 
+@pytest.mark.parametrize('value', [None, np.ones(3)])
+def test_a_multiplier_is_one_number(value, monkeypatch):
+  monkeypatch.setattr(
+    schedules.cosine, 'cosine', lambda num_steps: lambda s: value
+  )
+  with pytest.raises(UserError, match='cosine.py: the multiplier must be one'):
+    step.check_schedule({'name': 'cosine'}, 5)
+
+
 @pytest.mark.parametrize(
   ('line', 'sentence'),
   [

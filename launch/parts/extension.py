@@ -49,30 +49,21 @@ def tuned(found: Log, decay: float) -> Tuned | None:
   """
   schedule, steps = found.config['schedule'], found.config['num_steps']
   if schedule['name'] == 'constant':
-    fraction = decay or 0.2
-    _check(fraction)
-    return Tuned(steps, fraction, 'linear', steps, schedule['warmup_steps'])
-  if schedule['name'] != 'wsd':
+    own, warmup, shape = 0.0, schedule['warmup_steps'], 'linear'
+  elif schedule['name'] == 'wsd' and schedule['decay'] < 1:
+    own, warmup = schedule['decay'], round(schedule['warmup'] * steps)
+    shape = schedule['shape']
+  else:
     return None
-  if decay:
+  if own and decay:
     raise UserError(
       f'--decay={decay} is for runs at a constant rate; {found.name} has '
-      f'decay={schedule["decay"]}.'
+      f'decay={own}.'
     )
-  fraction = schedule['decay']
-  _check(fraction)
-  return Tuned(
-    steps,
-    fraction,
-    schedule['shape'],
-    steps - round(fraction * steps),
-    round(schedule['warmup'] * steps),
-  )
-
-
-def _check(fraction):
+  fraction = own or decay or 0.2
   if not 0 < fraction < 1:
-    raise UserError(f'decay={fraction} must lie between 0 and 1.')
+    raise UserError(f'--decay={decay} must lie between 0 and 1.')
+  return Tuned(steps, fraction, shape, steps - round(own * steps), warmup)
 
 
 def proposals(found: Log, was: Tuned, num_steps: int) -> list[Proposal]:

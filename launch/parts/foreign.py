@@ -1,5 +1,6 @@
 """Checkpoints of other programs: what to merge of them (not a command)."""
 
+import itertools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -8,13 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launch.parts.emulation import Plan
-from lm import spec
+from lm import card, log, spec
 from lm.errors import UserError, did_you_mean
 from merging.engine import items, safetensors
 
 # Orbax items of a checkpoint that hold parameters, the likeliest first:
 # ours, nanodo's and simply's, MaxText's, a CheckpointManager's, plain Orbax's.
 _ITEMS = ('params', 'state', 'items', 'default', 'model', 'pytree')
+# Which fields of a config.json do not say which model it is.
+_SAME = re.compile(
+  r'(torch_)?dtype|_name_or_path|transformers_version|use_cache|\w+_token_id'
+).fullmatch
 
 
 class Inputs(NamedTuple):
@@ -94,8 +99,34 @@ def inputs(paths: Sequence[str], steps: Sequence[int], tree: str) -> Inputs:
       'name one with --tree.'
     )
   paths = [p for p, _ in places]
+  _check_models(paths)
   item = paths[-1].name if paths[-1] != pairs[-1][1] else ''
   return Inputs(paths, [n for n, _ in pairs], trees.pop(), item)
+
+
+def _check_models(paths):
+  """Refuses checkpoints that are of different models by their config.json."""
+  said = list(filter(None, map(_said, paths)))
+  for (one, model), (other, its) in itertools.pairwise(said):
+    for name, (a, b) in card.diff(model, its).items():
+      raise UserError(
+        f"--inputs: '{other}/config.json' has {name}={b!r}, '{one}/config.json'"
+        f' has {a!r}: another model.'
+      )
+
+
+def _said(path):
+  """Returns (folder, what its config.json says of the model), if it has one."""
+  if safetensors.found(path):
+    if not (path / 'config.json').is_file():
+      return None
+    config = log.read_json(path / 'config.json')
+    return path, {k: v for k, v in config.items() if not _SAME(k)}
+  run = path.resolve().parent.parent.parent  # of RUN/checkpoints/STEP/params
+  if not all((run / f'{name}.json').is_file() for name in ('config', 'meta')):
+    return None
+  model = log.read_config(run)['model']
+  return run, {k: v for k, v in model.items() if k not in card.HOW}
 
 
 def _is_checkpoint(path):

@@ -43,6 +43,28 @@ class Cooldown(NamedTuple):
     return schedule.shape if 'shape' in schedule else schedule.name
 
 
+def cooldowns(run: Run, paths: Sequence[str], floor: float) -> list[Cooldown]:
+  """Evaluates the ends of branches; says what emulations to `floor` leave out.
+
+  Raises:
+    UserError: see `cooldown`.
+  """
+  found = [cooldown(run, Run(path)) for path in paths]
+  for branch, *_ in found:
+    if others := _other_knobs(run, branch):
+      print(
+        f'warning: {branch.path} differs from {run.path} in more than its '
+        f'schedule, which no merge emulates: {others}.'
+      )
+    final = branch.config.schedule.get('final', floor)
+    if final != floor:
+      print(
+        f'warning: {branch.path} decays to {final} of its peak, merges here to '
+        f'--floor={floor}.'
+      )
+  return found
+
+
 def cooldown(run: Run, branch: Run) -> Cooldown:
   """Evaluates the end of a branch of `run`, on the tokens of `run`."""
   origin = branch.meta.get('parent', '')  # an imported run has none
@@ -75,6 +97,21 @@ def cooldown(run: Run, branch: Run) -> Cooldown:
     )
   losses = run.losses(branch.params(end))
   return Cooldown(branch, end, end - first, losses)
+
+
+# What a cooldown has of its own; its rates and its model are compared.
+_OWN = ('learning_rate', 'num_steps', 'branch', 'init', 'init_state')
+_OWN_SECTIONS = ('schedule.', 'checkpoint.', 'model.', *card.MAY_CHANGE)
+
+
+def _other_knobs(run, branch):
+  """Returns 'optimizer.b2=0.9 (0.99), ...' or ''."""
+  changed = card.diff(card.as_dict(run.config), card.as_dict(branch.config))
+  return ', '.join(
+    f'{k}={b} ({a})'
+    for k, (a, b) in changed.items()
+    if k not in _OWN and not k.startswith(_OWN_SECTIONS)
+  )
 
 
 def grid(

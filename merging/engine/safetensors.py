@@ -30,7 +30,8 @@ _DTYPES = {
 }  # fmt: skip
 _CODES = {v: k for k, v in _DTYPES.items()}
 _MAX_HEADER = 100 << 20
-_INDEX = 'model.safetensors.index.json'
+_WHOLE = 'model.safetensors'
+_INDEX = f'{_WHOLE}.index.json'
 # Of the newest source, so that the result is a complete model.
 _COMPANIONS = ('*.json', '*.txt', '*.model', '*.jinja')
 
@@ -100,19 +101,19 @@ class Folder:
   def writer(
     self, out: pathlib.Path, dtype: str | None, part: tuple[int, int]
   ) -> 'Writer':
-    return Writer(self, out, dtype, part)
+    del part  # each process makes the same files
+    return Writer(self, out, dtype)
 
 
 class Writer:
   """Writes one process's part of the same files into another folder."""
 
-  def __init__(self, like, out, dtype, part):
-    self._like, self._out, self._part = like, out, part
+  def __init__(self, like, out, dtype):
+    self._like, self._out, self._dtype = like, out, dtype
     self._places = {}
     for file, (_, header) in like.headers.items():
       text, size, places = _layout(header, dtype)
       path = out / file.name
-      # Every process makes the same file: whoever comes first.
       descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
       with os.fdopen(descriptor, 'r+b') as f:
         f.write(text)
@@ -140,6 +141,13 @@ class Writer:
       for path in source.glob(pattern):
         if path.is_file() and path.name != 'merge.json':
           shutil.copyfile(path, self._out / path.name)
+    about = self._out / 'config.json'
+    if self._dtype and about.is_file():
+      content = json.loads(about.read_text())
+      for key in ('dtype', 'torch_dtype'):
+        if key in content:
+          content[key] = self._dtype
+      about.write_text(json.dumps(content, indent=2) + '\n')
     index = self._out / _INDEX
     if index.is_file():
       content = json.loads(index.read_text())
@@ -161,6 +169,11 @@ def _files(path):
     missing = [n for n in names if not (path / n).is_file()]
     if missing:
       raise ValueError(f"'{index}' names {missing[0]}, which does not exist.")
+    if (path / _WHOLE).is_file() and _WHOLE not in names:
+      raise ValueError(
+        f"'{path}' has {_WHOLE} and a {_INDEX} that does not name it: two "
+        'models; remove one.'
+      )
     return [path / n for n in names]
   files = sorted(path.glob('*.safetensors'))
   if len(files) > 1:
