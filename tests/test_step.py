@@ -1,6 +1,7 @@
 """One step: bad steps, clipping, accumulation, meshes."""
 
 import functools
+import importlib
 import sys
 
 import jax
@@ -185,9 +186,8 @@ def test_a_schedule_that_is_none_is_one_sentence(schedule, sentence):
 
 @pytest.mark.parametrize('value', [None, np.ones(3)])
 def test_a_multiplier_is_one_number(value, monkeypatch):
-  monkeypatch.setattr(
-    schedules.cosine, 'cosine', lambda num_steps: lambda s: value
-  )
+  module = importlib.import_module('schedules.cosine')
+  monkeypatch.setattr(module, 'cosine', lambda num_steps: lambda s: value)
   with pytest.raises(UserError, match='cosine.py: the multiplier must be one'):
     step.check_schedule({'name': 'cosine'}, 5)
 
