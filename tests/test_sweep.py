@@ -218,7 +218,10 @@ def test_every_sweep_of_configs(path, tmp_path, monkeypatch, capsys):
     ("{'a': {'rate': 3}}", "no field 'rate'"),
     ("{'a': {'optimizer': 'lions'}}", "Did you mean 'lion'"),
     ("{'a': {}, 'b': {'learning_rate': -1.0}}", 'learning_rate=-1.0 must be'),
-    ("{'a': {'num_steps': 'x'}}", "The setting 'a': num_steps='x' must be an integer"),
+    (
+      "{'a': {'num_steps': 'x'}}",
+      "The setting 'a': num_steps='x' must be an integer",
+    ),
     ("{'a': {'model': {'d_model': 16}}}", "'model' is a section, which takes"),
     ("{'sweep.json': {}}", "names a setting 'sweep.json'"),
     ("{'a': {}, 'b': {'seed': 0}}", "'a' and 'b' are the same run"),
