@@ -175,7 +175,8 @@ def _loop_by_hand(config, net, tokens):
 
 
 def test_the_step_gives_the_gradient_at_the_parameters_of_before():
-  config = helpers.config('optimizer=mars,schedule=constant', clip_norm=0.5)
+  config = helpers.config('optimizer=mars,schedule=constant', clip_norm=0.5,
+                          model__num_layers=1)  # fmt: skip
   config.optimizer.form = 'exact'
   config.optimizer.gamma = 0.3
   net = model.build(config.model)

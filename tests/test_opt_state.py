@@ -246,24 +246,26 @@ def test_it_is_said_when_nothing_is_kept(policy):
 
 # --- runs
 
+_SMALL = {'model__num_layers': 1, 'eval__every_steps': 0}
+
 
 @pytest.fixture(scope='module')
 def parent(tmp_path_factory):
   """AdamW at a constant rate, in shards: the stable phase."""
   path = tmp_path_factory.mktemp('parent')
   config = helpers.config('schedule=constant', num_steps=5, mesh__fsdp=8,
-                          mesh__data=1)  # fmt: skip
+                          mesh__data=1, **_SMALL)  # fmt: skip
   assert loop.train(config, path) == 'done'
   return path
 
 
 def _arm(parent, path, optimizer, policy):
-  config = helpers.config(f'optimizer={optimizer},schedule=wsd', num_steps=6)
+  arg = f'optimizer={optimizer},schedule=wsd'
+  config = helpers.config(arg, num_steps=6, **_SMALL)
   config.branch, config.branch_state = f'{parent}@4', policy
   config.schedule.decay = 0.5
   config.learning_rate = 1e-3
   assert loop.train(config, path) == 'done'
-  assert loop.train(config, path) == 'done'  # resumes, and is done
   return helpers.leaves(path, 4, 'train'), run_lib.Run(path).metrics
 
 
@@ -285,6 +287,7 @@ def test_four_arms_from_one_stable_checkpoint(parent, tmp_path, capsys):
       metrics['optim/lr'].value[-2:], [2e-3 / 3, 1e-3 / 3], rtol=1e-6
     )
     assert states[name]["['step']"] == 4
+  _arm(parent, tmp_path / name, *arm)  # resumes, and is done
   for key, value in states['continue'].items():
     np.testing.assert_array_equal(value, old[key])
   for name in ('reset', 'muon-reset'):
@@ -320,7 +323,8 @@ def test_a_run_resumes_with_one_transformation_more(
 ):
   changed = functools.wraps(adamw)(_with_trace)
   monkeypatch.setattr(optimizers.adamw, 'adamw', changed)
-  config = helpers.config('schedule=constant', num_steps=5, mesh__fsdp=2)
+  arg, small = 'schedule=constant', {**_SMALL, 'num_steps': 5}
+  config = helpers.config(arg, mesh__fsdp=2, **small)
   built = loop.build(config)
   with jax.set_mesh(built.mesh):
     state, origin = restore.restore_or_init(
@@ -343,7 +347,7 @@ def test_a_run_resumes_with_one_transformation_more(
 def test_init_gives_the_optimizer_the_parameters_it_begins_with(parent):
   """z of schedule-free learning begins at the parameters."""
   params = jax.device_get(run_lib.Run(parent).params(4))
-  config = helpers.config('optimizer=schedule_free_adamw')
+  config = helpers.config('optimizer=schedule_free_adamw', **_SMALL)
   state = loop.build(config).init(params)
   for tree in (state.params, state.opt_state.z, state.mean):
     for a, b in zip(

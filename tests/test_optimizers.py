@@ -243,23 +243,23 @@ def test_mistakes_are_one_sentence(name):
 
 @each
 def test_sharded_equals_single(name):
-  """Two steps on a 2 x 2 x 2 mesh, the state sharded like its parameters."""
+  """Three steps on a 2 x 2 x 2 mesh, the state sharded like its parameters."""
   axes = problem.axes()
   mesh = jax.make_mesh((2, 2, 2), ('data', 'fsdp', 'tensor'),
                        axis_types=(AxisType.Auto,) * 3)  # fmt: skip
   place = lambda p: NamedSharding(mesh, p)
   specs = jax.tree.map(place, lm_axes.partition_specs(axes))
-  tx = spec.get('optimizers', name)(LR, axes)
-  run = functools.partial(_steps, tx)
+  run = _runner(name)
   with jax.enable_x64(True):
-    params, grads = _float64((problem.params(), problem.gradients(2)))
-    abstract = jax.eval_shape(tx.init, params)
+    params, grads = _float64((problem.params(), problem.gradients(3)))
+    knobs = jnp.full(3, LR), _float64(_floats(name))
+    single = run(*knobs, params, grads)
     replicated = place(jax.sharding.PartitionSpec())
-    of_state = lm_axes.like_params(abstract, params, specs, replicated)
-    sharded = jax.jit(run, out_shardings=(specs, of_state))(
-      jax.device_put(params, specs), grads
+    of_state = lm_axes.like_params(single[1], params, specs, replicated)
+    sharded = jax.jit(run.__wrapped__, out_shardings=(specs, of_state))(
+      *knobs, jax.device_put(params, specs), grads
     )
-    _close(sharded, jax.jit(run)(params, grads), 1e-7, 1e-9)
+    _close(sharded, single, 1e-7, 1e-9)
   cut = lambda x: x.sharding.shard_shape(x.shape) != x.shape
   leaves = jax.tree.leaves(sharded[0])
   shapes = {x.shape for x in leaves if cut(x)}

@@ -11,14 +11,13 @@ from tests import helpers
 SEEDS = (0, 1, 7, 2**31, 2**32 - 1)
 
 
-@pytest.mark.parametrize('name', ['adamw', 'prodigy'])
-def test_runs_that_share_programs_are_the_same_runs(name, tmp_path):
+def test_runs_that_share_programs_are_the_same_runs(tmp_path):
   """Bit for bit; other seed, rate and floats, also those of the first state."""
   config = lambda **changes: helpers.config(
-    f'optimizer={name},schedule=wsd', **changes
+    'optimizer=prodigy,schedule=wsd', **changes
   )
-  changes = {'seed': 3, 'learning_rate': 1e-2, 'schedule__decay': 0.5}
-  changes['optimizer__d0' if name == 'prodigy' else 'optimizer__b2'] = 0.9
+  changes = {'seed': 3, 'learning_rate': 1e-2, 'schedule__decay': 0.5,
+             'optimizer__d0': 0.9, 'optimizer__b2': 0.9}  # fmt: skip
   earlier = {}
   loop.train(config(), tmp_path / 'first', earlier)
   loop.train(config(**changes), tmp_path / 'second', earlier)
@@ -85,7 +84,7 @@ def test_what_a_file_held_is_not_shared(tmp_path):
     config = helpers.config(
       'schedule=table', num_steps=2, schedule__path=str(table),
       data__source='text', data__train=str(helpers.ROOT / 'lm/*.py'),
-      data__eval=str(text), eval__num_sequences=8,
+      data__eval=str(text), eval__num_sequences=8, model__num_layers=1,
     )  # fmt: skip
     for name, known in (('shared', earlier), ('alone', {})):
       loop.train(config, tmp_path / f'{name}{i}', known)

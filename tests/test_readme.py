@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 
+from lm import spec
 from tests import tools
 from tests.helpers import ROOT
 
@@ -70,7 +71,7 @@ def test_the_schedule_tools(tmp_path, monkeypatch, capsys):
 
 
 def test_the_comparison(tmp_path, monkeypatch, capsys):
-  """The command, with ten steps of a smaller model and two seeds."""
+  """The command, with ten steps of a smaller model, two seeds, two methods."""
   (tmp_path / 'configs').symlink_to(ROOT / 'configs')
   monkeypatch.chdir(tmp_path)
   block, sweep = re.findall(r'```bash\n(.*?)```', README, re.S)
@@ -78,12 +79,15 @@ def test_the_comparison(tmp_path, monkeypatch, capsys):
   assert (python, m, command) == ('python', '-m', 'launch.compare')
   short = ['--config=configs/compare.py:size=debug', '--config.num_steps=10']
   short += ['--config.eval.num_sequences=32', '--seeds=2', '--most=3']
-  assert not tools.call(monkeypatch, 'compare', *arguments, *short)
-  text = (tmp_path / 'runs' / 'compare' / 'compare.md').read_text()
   names = [x.removeprefix('--method=') for x in arguments if 'method' in x]
   rows = re.findall(r'^\| ([\w.,=]+) \|', _block('compare table'), re.M)
   assert rows == ['method', *names]
-  assert all(f'| {name} |' in text for name in names)
+  optimizers = {name.partition(',')[0] for name in names}
+  assert optimizers <= {*spec.names('optimizers')}
+  few = [x for x in arguments if 'method' not in x or x[9:] in names[:2]]
+  assert not tools.call(monkeypatch, 'compare', *few, *short)
+  text = (tmp_path / 'runs' / 'compare' / 'compare.md').read_text()
+  assert all(f'| {name} |' in text for name in names[:2])
   python, m, command, *arguments = shlex.split(sweep)
   assert (python, m, command) == ('python', '-m', 'launch.sweep')
   short[0] = '--config=configs/sweep.py:size=debug'

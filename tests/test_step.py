@@ -146,8 +146,7 @@ def test_meshes_give_the_single_device_run(tmp_path, mesh, optimizer):
     **{f'mesh__{k}': v for k, v in mesh.items()},
   )
   eight = _losses(config, sharded=True)
-  single = _losses(helpers.config(f'optimizer={optimizer}', num_steps=10))
-  np.testing.assert_allclose(eight, single, rtol=2e-4)
+  np.testing.assert_allclose(eight, _single(optimizer), rtol=2e-4)
 
 
 def _losses(config, sharded=False):
@@ -166,6 +165,11 @@ def _losses(config, sharded=False):
     shards = [x.sharding.num_devices for x in jax.tree.leaves(state.params)]
     assert min(shards) == 8
   return losses
+
+
+@functools.cache
+def _single(optimizer):
+  return _losses(helpers.config(f'optimizer={optimizer}', num_steps=10))
 
 
 @pytest.mark.parametrize(

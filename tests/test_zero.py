@@ -134,7 +134,10 @@ def test_golden_shards_of_two_matrices():
 
 
 def _built(zero, **more):
-  return loop.build(helpers.config(mesh__zero=zero, mesh__data=8, **more))
+  one = {'model__num_layers': 1}
+  return loop.build(
+    helpers.config(mesh__zero=zero, mesh__data=8, **one, **more)
+  )
 
 
 @pytest.fixture(scope='module')
