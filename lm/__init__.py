@@ -5,5 +5,6 @@ Shape suffixes used in this package, one capital letter per dimension:
   B batch (sequences)     T time (tokens)        S = T + 1 (inputs + target)
   D d_model               F feed-forward width   V vocabulary
   H query heads           G key/value heads      K head dimension
-  N layers                C checkpoints          L = B * T (flattened tokens)
+  N layers                E validation sequences L = B * T (flattened tokens)
+  R = H / G               I, O sides of a matrix
 """

@@ -23,7 +23,7 @@ def sample(
   prompts: Sequence[Sequence[int]],
   *,
   num_tokens: int,
-  temperature: float = 1.0,
+  temperature: float,
   top_k: int = 0,
   seed: int = 0,
 ) -> Iterator[np.ndarray]:

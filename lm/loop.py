@@ -1,4 +1,4 @@
-"""The training loop: the only place where training does I/O."""
+"""The training loop: whatever does I/O in training is called from here."""
 
 import contextlib
 import functools

@@ -28,5 +28,5 @@ def _matrix(axes, g):
     return jnp.zeros(())
   dims = (axes.batch, axes.inputs, axes.outputs)
   shape = [math.prod(g.shape[i] for i in group) for group in dims]
-  g_LIO = jnp.transpose(g, sum(dims, ())).reshape(shape)
-  return jnp.linalg.svd(g_LIO, compute_uv=False).sum()
+  g_NIO = jnp.transpose(g, sum(dims, ())).reshape(shape)
+  return jnp.linalg.svd(g_NIO, compute_uv=False).sum()

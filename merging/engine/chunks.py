@@ -168,6 +168,21 @@ def split(chunk: tuple[int, ...], most: int) -> tuple[int, ...]:
   return tuple(chunk)
 
 
+def grow(
+  chunk: tuple[int, ...], shape: tuple[int, ...], room: int
+) -> list[int]:
+  """Returns a multiple of `chunk`, at most `room` of them, in C order."""
+  block = list(chunk)
+  for axis in reversed(range(len(block))):
+    wanted = -(-shape[axis] // block[axis])
+    factor = max(min(wanted, room), 1)
+    block[axis] *= factor
+    room //= factor
+    if factor < wanted:
+      break
+  return [max(min(b, n), 1) for b, n in zip(block, shape, strict=True)]
+
+
 def _kind(dtype):
   """Returns the type of '<f4', 'bfloat16', ...; None of other byte orders."""
   if dtype == 'bfloat16':

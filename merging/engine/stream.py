@@ -259,20 +259,7 @@ def _block_shape(p: Plan, leaf: Leaf) -> tuple[list[int], int]:
     )
   most = min(room, _THREADS)
   room = min(room // most, max(_BLOCK // (source * chunk), 1))
-  return _grow(leaf.chunk, leaf.shape, room), most
-
-
-def _grow(chunk, shape, room) -> list[int]:
-  """Returns a multiple of `chunk`, at most `room` of them, in C order."""
-  block = list(chunk)
-  for axis in reversed(range(len(block))):
-    wanted = -(-shape[axis] // block[axis])
-    factor = max(min(wanted, room), 1)
-    block[axis] *= factor
-    room //= factor
-    if factor < wanted:
-      break
-  return [max(min(b, n), 1) for b, n in zip(block, shape, strict=True)]
+  return chunks.grow(leaf.chunk, leaf.shape, room), most
 
 
 def _add(total, block, coefficient, first) -> None:
