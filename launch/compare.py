@@ -77,13 +77,13 @@ def main() -> int:
       f'--config.seed={seed} leaves no seeds for the final runs: at most '
       f'{2**32 - 100 - _SEEDS.value}.'
     )
-  out = show.results_path(_WORKDIR.value, 'compare.md', '.json', '.png')
   rows = []
   with preemption.Preemption() as stopped:
     done = trials.Trials(_WORKDIR.value, lambda: stopped.reached(0))
     for method in methods:
       tuning.fields_of(method, knobs)
       done.check(f'--method={method.name}', method.config())
+    out = show.results_path(_WORKDIR.value, 'compare.md', '.json', '.png')
     try:
       for method in methods:
         tuned = tuning.tune(

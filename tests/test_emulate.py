@@ -1,5 +1,6 @@
 """Merging and emulating a real run, from its directory on disk."""
 
+import importlib
 import json
 import shutil
 
@@ -189,6 +190,14 @@ def test_a_varying_rate_is_refused_or_corrected(tmp_path):
     _plan(run, 'from_run', end=9, window=6, target='linaer')
   with pytest.raises(UserError, match='signed=.no. must be True or False'):
     _plan(run, 'from_run:signed=no', end=9, window=6)
+
+
+@pytest.mark.parametrize('value', [None, [1.0], [0.5, 0.4], [0.5, np.nan]])
+def test_a_method_that_returns_no_coefficients_is_named(value, monkeypatch):
+  module = importlib.import_module('merging.uniform')
+  monkeypatch.setattr(module, 'uniform', lambda steps: value)
+  with pytest.raises(UserError, match='uniform.py must return 2 coefficients'):
+    emulation.weights(emulation.parse_method('uniform'), [1, 2])
 
 
 def test_a_gap_in_the_window_is_said(run, tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """From a run and a method to the sources of a merge (not a command)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -94,11 +95,26 @@ def plan(
     about = {'end': end, 'window': window}
     used = _mean_rates(rates, knots, found)
   else:
-    c = spec.build('merging', method, knots, rates, wanted)
+    c = weights(method, knots, rates, wanted)
     found = sources.raw(run.path, knots, c)
     about = {'end': end, 'window': _covered(knots, closed)}
     used = block_rates(rates, knots)
   return Plan(found, used, {**about, 'target': target} if target else about)
+
+
+def weights(method: Mapping[str, Any], steps: Sequence[int], *args: Any) -> Any:
+  """Returns the coefficients of `steps` by a method, float64.
+
+  Raises:
+    UserError: a file of merging/ that returns something else.
+  """
+  c = np.asarray(spec.build('merging', method, steps, *args))
+  if c.shape != (len(steps),) or not abs(math.fsum(c) - 1) <= 1e-9:
+    what = f'{len(steps)} coefficients with the sum 1'
+    raise UserError(
+      f'merging/{method["name"]}.py must return {what}, not {c.tolist()}.'
+    )
+  return c
 
 
 def control(plan: Plan, name: str, seed: int) -> Plan:
@@ -277,7 +293,8 @@ def check_constant(run: Run, rates: np.ndarray) -> None:
     f'the learning rate of {run.path} varied in this window, from '
     f'{rates.max():.3e} to {rates.min():.3e}, so these coefficients would not '
     'emulate this decay; choose a window where it is constant, or '
-    'launch.merge --method=from_run, which divides by what was used.'
+    'launch.merge --method=from_run, which divides by what was used, or '
+    f'--inputs={run.path}/checkpoints for an average that emulates nothing.'
   )
 
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from launch.parts.emulation import Plan
-from lm import card, log, spec
+from launch.parts import emulation
+from lm import card, log
 from lm.errors import UserError, did_you_mean
 from merging.engine import items, safetensors
 
@@ -36,7 +36,7 @@ class Inputs(NamedTuple):
   item: str
 
 
-def plan(found: Inputs, method: Mapping[str, Any]) -> Plan:
+def plan(found: Inputs, method: Mapping[str, Any]) -> emulation.Plan:
   """Gives them the coefficients of a method.
 
   Raises:
@@ -44,9 +44,9 @@ def plan(found: Inputs, method: Mapping[str, Any]) -> Plan:
   """
   if method['name'] == 'from_run':
     raise UserError('--method=from_run needs --run, which knows its rates.')
-  c = spec.build('merging', method, found.steps)
+  c = emulation.weights(method, found.steps)
   pairs = [(p, float(x)) for p, x in zip(found.paths, c, strict=True)]
-  return Plan(pairs, np.array([]), {})
+  return emulation.Plan(pairs, np.array([]), {})
 
 
 def inputs(paths: Sequence[str], steps: Sequence[int], tree: str) -> Inputs:
