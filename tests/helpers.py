@@ -16,8 +16,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def config(arg='', **overrides):
-  """The debug config, for one device, with dotted overrides."""
+  """The debug config, of one layer, which compiles sooner, with overrides."""
   c = debug.get_config(arg)
+  c.model.num_layers = 1
   c.update_from_flattened_dict(
     {'num_steps': 12, 'checkpoint.every_steps': 4, 'eval.every_steps': 4}
   )

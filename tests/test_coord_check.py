@@ -28,7 +28,7 @@ def test_sizes_grow_together():
 
 def test_top_singular_values_of_each_kind():
   """Against numpy's SVD of each layer as a matrix."""
-  config = helpers.config().model
+  config = helpers.config(model__num_layers=2).model
   net = model.build(config)
   before, after = (net.init(jax.random.key(i)) for i in range(2))
   run = widths.Trained(helpers.config(), net, None, before, after)
@@ -46,9 +46,7 @@ def test_top_singular_values_of_each_kind():
 
 def _slopes(base_width):
   """Of the RMS of changes in 4 steps, from width 32 to 128."""
-  config = helpers.config(
-    model__num_layers=1, model__base_width=base_width, learning_rate=3e-3
-  )
+  config = helpers.config(model__base_width=base_width, learning_rate=3e-3)
   both = [
     widths.activations(widths.train(widths.at_width(config, w, 'heads'), 4))[1]
     for w in (32, 128)

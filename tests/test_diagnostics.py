@@ -157,7 +157,7 @@ def test_a_run_with_and_without():
   """The same parameters bit for bit; all tags end in a role that exists."""
   states, logs = [], []
   for on in (True, False):
-    c = helpers.config('optimizer=lion', diagnostics=on, model__num_layers=1)
+    c = helpers.config('optimizer=lion', diagnostics=on)
     built = loop.build(c)
     tokens = built.data.train.batch(0)
     state, metrics = built.train_step(built.init(), tokens, step.floats(c))
@@ -175,7 +175,7 @@ def test_a_run_with_and_without():
 
 def test_a_run_measures_at_the_rate_of_the_step():
   """In a warm-up the box of corrected decay is larger by peak / rate."""
-  c = helpers.config('optimizer=lion', diagnostics=True, model__num_layers=1)
+  c = helpers.config('optimizer=lion', diagnostics=True)
   c.optimizer.decay, c.schedule.warmup = 'corrected', 0.5
   built = loop.build(c)
   state = built.init()

@@ -30,9 +30,13 @@ VARIANTS = {
 }
 
 
+def _two_layers():
+  return helpers.config(model__num_layers=2)
+
+
 def _build(variant):
   """A model whose norm scales are not all one, so that none can be mixed up."""
-  config, rng = helpers.config(), np.random.default_rng(0)
+  config, rng = _two_layers(), np.random.default_rng(0)
   with config.unlocked():
     config.model.update(VARIANTS[variant])
 
@@ -50,7 +54,7 @@ def test_there_and_back_to_the_last_bit(variant, tmp_path):
   config, params = _build(variant)
   files.write(tmp_path, hf.to_config(config), hf.to_tensors(params))
   theirs, tensors = files.read(tmp_path)
-  again = helpers.config()
+  again = _two_layers()
   with again.unlocked():
     again.model.update(hf.from_config(theirs))
   how = {'scan_layers': config.model.scan_layers}
@@ -321,7 +325,7 @@ def test_files_that_transformers_writes(tmp_path):
   net.save_pretrained(tmp_path, max_shard_size='20KB')
   assert len(list(tmp_path.glob('*.safetensors'))) > 1
   theirs, tensors = files.read(tmp_path)
-  ours = helpers.config()
+  ours = _two_layers()
   with ours.unlocked():
     ours.model.update(hf.from_config(theirs))
   params = hf.from_tensors(ours, tensors)

@@ -175,8 +175,7 @@ def _loop_by_hand(config, net, tokens):
 
 
 def test_the_step_gives_the_gradient_at_the_parameters_of_before():
-  config = helpers.config('optimizer=mars,schedule=constant', clip_norm=0.5,
-                          model__num_layers=1)  # fmt: skip
+  config = helpers.config('optimizer=mars,schedule=constant', clip_norm=0.5)
   config.optimizer.form = 'exact'
   config.optimizer.gamma = 0.3
   net = model.build(config.model)
@@ -224,7 +223,7 @@ def test_mistakes_are_one_sentence():
 
 
 def test_a_second_gradient_that_is_not_finite_is_a_bad_step():
-  c = helpers.config('optimizer=mars', model__num_layers=1)
+  c = helpers.config('optimizer=mars')
   c.optimizer.form = 'exact'
   built = loop.build(c)
   start = built.init()

@@ -57,10 +57,7 @@ def test_a_linear_decay_is_one_subtraction_whatever_its_window(
   tmp_path, monkeypatch
 ):
   """Prefix sums of interval means, against float64 sums of the means."""
-  small = {'model__num_layers': 1, 'eval__every_steps': 0}
-  config = helpers.config(
-    'schedule=constant', checkpoint__every_steps=2, **small
-  )
+  config = helpers.config('schedule=constant', checkpoint__every_steps=2)
   loop.train(config, tmp_path / 'run')
   run = run_lib.Run(tmp_path / 'run')
   cells = judgement.grid(run, [8, 10, 12], [6, 8])

@@ -246,7 +246,7 @@ def test_it_is_said_when_nothing_is_kept(policy):
 
 # --- runs
 
-_SMALL = {'model__num_layers': 1, 'eval__every_steps': 0}
+_NO_EVAL = {'eval__every_steps': 0}
 
 
 @pytest.fixture(scope='module')
@@ -254,14 +254,14 @@ def parent(tmp_path_factory):
   """AdamW at a constant rate, in shards: the stable phase."""
   path = tmp_path_factory.mktemp('parent')
   config = helpers.config('schedule=constant', num_steps=5, mesh__fsdp=8,
-                          mesh__data=1, **_SMALL)  # fmt: skip
+                          mesh__data=1, **_NO_EVAL)  # fmt: skip
   assert loop.train(config, path) == 'done'
   return path
 
 
 def _arm(parent, path, optimizer, policy):
   arg = f'optimizer={optimizer},schedule=wsd'
-  config = helpers.config(arg, num_steps=6, **_SMALL)
+  config = helpers.config(arg, num_steps=6, **_NO_EVAL)
   config.branch, config.branch_state = f'{parent}@4', policy
   config.schedule.decay = 0.5
   config.learning_rate = 1e-3
@@ -323,8 +323,8 @@ def test_a_run_resumes_with_one_transformation_more(
 ):
   changed = functools.wraps(adamw)(_with_trace)
   monkeypatch.setattr(optimizers.adamw, 'adamw', changed)
-  arg, small = 'schedule=constant', {**_SMALL, 'num_steps': 5}
-  config = helpers.config(arg, mesh__fsdp=2, **small)
+  arg, more = 'schedule=constant', {**_NO_EVAL, 'num_steps': 5}
+  config = helpers.config(arg, mesh__fsdp=2, **more)
   built = loop.build(config)
   with jax.set_mesh(built.mesh):
     state, origin = restore.restore_or_init(
@@ -347,7 +347,7 @@ def test_a_run_resumes_with_one_transformation_more(
 def test_init_gives_the_optimizer_the_parameters_it_begins_with(parent):
   """z of schedule-free learning begins at the parameters."""
   params = jax.device_get(run_lib.Run(parent).params(4))
-  config = helpers.config('optimizer=schedule_free_adamw', **_SMALL)
+  config = helpers.config('optimizer=schedule_free_adamw', **_NO_EVAL)
   state = loop.build(config).init(params)
   for tree in (state.params, state.opt_state.z, state.mean):
     for a, b in zip(

@@ -84,7 +84,7 @@ def test_what_a_file_held_is_not_shared(tmp_path):
     config = helpers.config(
       'schedule=table', num_steps=2, schedule__path=str(table),
       data__source='text', data__train=str(helpers.ROOT / 'lm/*.py'),
-      data__eval=str(text), eval__num_sequences=8, model__num_layers=1,
+      data__eval=str(text), eval__num_sequences=8,
     )  # fmt: skip
     for name, known in (('shared', earlier), ('alone', {})):
       loop.train(config, tmp_path / f'{name}{i}', known)

@@ -13,7 +13,8 @@ TOKENS = jax.random.randint(jax.random.key(1), (8, 33), 0, 256)
 
 
 def _config(**knobs):
-  large = {'model__init_std': 0.5, 'model__num_heads': 4}  # scores of 30
+  large = {'model__init_std': 0.5, 'model__num_heads': 4,  # scores of 30
+           'model__num_layers': 2}  # fmt: skip
   return helpers.config(**{**large, 'learning_rate': 0.0, **knobs})
 
 

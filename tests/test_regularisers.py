@@ -262,7 +262,7 @@ def test_singular_values_of_zero(out, inputs, least):
 @pytest.mark.parametrize('kind', ['orthogonal', 'zero', 'isometric'])
 def test_initial_models(kind):
   """Scanned and not; roles, residual outputs, and a finite gradient."""
-  c = helpers.config(model__init=kind).model
+  c = helpers.config(model__init=kind, model__num_layers=2).model
   for c.scan_layers in (True, False):
     net = model.build(c)
     params = net.init(jax.random.key(0))
@@ -288,7 +288,7 @@ def test_initial_models(kind):
 
 def test_linearity_adds_one_minus_the_mean_cosine():
   """By the outputs of models of 0 to 2 layers, which are the prefixes."""
-  c = helpers.config(model__init_std=0.3).model
+  c = helpers.config(model__init_std=0.3, model__num_layers=2).model
   net = model.build(c)
   params = net.init(jax.random.key(0))
   plain = loss.next_token(net, params, TOKENS)

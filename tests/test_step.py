@@ -87,7 +87,9 @@ def test_norms_are_those_before_clipping():
 
 @pytest.mark.parametrize('scan', [False, True])
 def test_nuclear_norm_is_the_sum_of_singular_values(scan):
-  config = helpers.config(model__scan_layers=scan, log_nuclear_norm=True)
+  config = helpers.config(
+    model__scan_layers=scan, log_nuclear_norm=True, model__num_layers=2
+  )
   net = model.build(config.model)
   params = net.init(jax.random.key(3))
   want = 0.0
@@ -139,13 +141,9 @@ def test_one_compilation_for_all_floats():
   ids=['data', 'fsdp', 'tensor'],
 )
 def test_meshes_give_the_single_device_run(tmp_path, mesh, optimizer):
-  """Ten steps on 8 devices and on 1."""
-  config = helpers.config(
-    f'optimizer={optimizer}',
-    num_steps=10,
-    **{f'mesh__{k}': v for k, v in mesh.items()},
-  )
-  eight = _losses(config, sharded=True)
+  """Ten steps of two layers on 8 devices and on 1."""
+  mesh = {f'mesh__{k}': v for k, v in mesh.items()}
+  eight = _losses(_ten_steps(optimizer, **mesh), sharded=True)
   np.testing.assert_allclose(eight, _single(optimizer), rtol=2e-4)
 
 
@@ -169,7 +167,12 @@ def _losses(config, sharded=False):
 
 @functools.cache
 def _single(optimizer):
-  return _losses(helpers.config(f'optimizer={optimizer}', num_steps=10))
+  return _losses(_ten_steps(optimizer))
+
+
+def _ten_steps(optimizer, **mesh):
+  more = {'model__num_layers': 2, 'num_steps': 10, **mesh}
+  return helpers.config(f'optimizer={optimizer}', **more)
 
 
 @pytest.mark.parametrize(
@@ -231,9 +234,7 @@ def zz_test_mine(num_steps, *, warmup: float = 0.1):
 
 def test_options_of_the_loss_reach_the_gradient():
   options = {'z_loss': 0.3, 'linearity': 0.5, 'softcap': 0.5}
-  config = helpers.config(
-    z_loss=0.3, linearity=0.5, model__logit_softcap=0.5, model__num_layers=1
-  )
+  config = helpers.config(z_loss=0.3, linearity=0.5, model__logit_softcap=0.5)
   built = loop.build(config)
   tokens = built.data.train.batch(0)
   with jax.set_mesh(built.mesh):

@@ -134,10 +134,7 @@ def test_golden_shards_of_two_matrices():
 
 
 def _built(zero, **more):
-  one = {'model__num_layers': 1}
-  return loop.build(
-    helpers.config(mesh__zero=zero, mesh__data=8, **one, **more)
-  )
+  return loop.build(helpers.config(mesh__zero=zero, mesh__data=8, **more))
 
 
 @pytest.fixture(scope='module')
@@ -196,7 +193,7 @@ def test_a_spread_checkpoint_goes_on_elsewhere(tmp_path):
   """Muon in stage 3 on data x tensor, then on fsdp, against never stopping."""
   arg = 'optimizer=muon,schedule=constant'
   spread = {'mesh__zero': 3, 'mesh__tensor': 2, 'mesh__data': 4}
-  small = {'model__num_layers': 1, 'eval__every_steps': 0}
+  small = {'eval__every_steps': 0}
   loop.train(
     helpers.config(arg, num_steps=4, **spread, **small), tmp_path / 'a'
   )
