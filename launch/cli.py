@@ -25,11 +25,9 @@ from lm import noise, spec
 from lm.errors import UserError, did_you_mean, of_code
 
 ROOT = pathlib.Path(__file__).parents[1]
-_PARSERS = {
-  bool: (flags.BooleanParser(), 'true or false'),
-  int: (flags.IntegerParser(), 'an integer'),
-  float: (flags.FloatParser(), 'a number'),
-}
+_PARSERS = {bool: (flags.BooleanParser(), 'true or false'),
+            int: (flags.IntegerParser(), 'an integer'),
+            float: (flags.FloatParser(), 'a number')}  # fmt: skip
 
 
 def define_config() -> Any:
@@ -63,6 +61,7 @@ def run(
     else:
       check_overrides(argv)
       extra = flags.FLAGS(argv)[1:]
+      _check_lists(argv[0])
       if extra:
         raise UserError(f"'{extra[0]}' is not a flag; flags begin with --.")
     code = main()
@@ -85,6 +84,13 @@ def run(
   finally:
     signal.signal(signal.SIGTERM, before)
   sys.exit(code or 0)
+
+
+def _check_lists(program: str) -> None:
+  """Refuses a list flag that is given twice: absl would take the last."""
+  for flag in flags.FLAGS.flags_by_module_dict().get(program, []):
+    if isinstance(flag.parser, flags.ListParser) and flag.present > 1:
+      raise UserError(f'--{flag.name} is given twice; say --{flag.name}=A,B.')
 
 
 def _terminate(number, frame):
@@ -143,8 +149,7 @@ def load_module(path: str) -> types.ModuleType:
     UserError: no such file, or what it raises.
   """
   if not pathlib.Path(path).is_file():
-    files = sorted(ROOT.glob('configs/[!_]*.py'))
-    known = [os.path.relpath(p) for p in files]
+    known = sorted(map(os.path.relpath, ROOT.glob('configs/[!_]*.py')))
     if pathlib.Path(path, 'config.json').is_file():
       known.append(f'{path}/config.json')
     what = 'is no file' if pathlib.Path(path).exists() else 'does not exist'
@@ -246,9 +251,8 @@ def _help(main: Any, program: str, default_config: str) -> str:
     ]
     text += ['', f'Optimizers: {", ".join(spec.names("optimizers"))}']
     text += [f'Schedules:  {", ".join(spec.names("schedules"))}']
-    from configs import sizes  # late: --help of other commands needs none
-
-    text += [f'Sizes:      {", ".join(sizes.SIZES)}']
+    sizes = importlib.import_module('configs.sizes').SIZES
+    text += [f'Sizes:      {", ".join(sizes)}']
   return '\n'.join(text)
 
 

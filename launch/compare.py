@@ -100,6 +100,13 @@ def main() -> int:
   show.table(*ranking.table(rows))
   print(ranking.legend(rows))
   show.save(schedule_pictures.ranking(rows), out.with_suffix('.png'))
+  names = [method.name for method in methods]
+  gone = [n for n in _methods(out.with_suffix('.json')) if n not in names]
+  if gone:
+    print(
+      f'{out} had {", ".join(gone)}, too. Their runs are kept: a command with '
+      'all methods shows all.'
+    )
   numbers = {'command': command, **ranking.as_json(rows, seeds)}
   out.with_suffix('.json').write_text(json.dumps(numbers, indent=2) + '\n')
   out.write_text(ranking.markdown(rows, command))
@@ -108,6 +115,14 @@ def main() -> int:
   print(f'wrote {out}, and .json and .png beside it')
   print(f'Next: tensorboard --logdir={shlex.quote(_WORKDIR.value)}')
   return 0
+
+
+def _methods(path) -> list[str]:
+  """Returns the methods of an earlier table, if there is one."""
+  try:
+    return [row['method'] for row in json.loads(path.read_text())['methods']]
+  except (OSError, ValueError, KeyError, TypeError):
+    return []
 
 
 if __name__ == '__main__':

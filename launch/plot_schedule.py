@@ -63,7 +63,9 @@ def _curve(name, run):
   rates = foreign_logs.learning_rates(run, _TAG.value)
   if not rates.max() > 0:
     raise UserError(f'{name}: no learning rate is above 0.')
-  return curves.Curve(name, rates / rates.max())
+  # What multiplies the rate of a run of ours may stay below 1.
+  peak = run.config.get('learning_rate') or rates.max()
+  return curves.Curve(name, rates / peak)
 
 
 def _loss(run):

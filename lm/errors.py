@@ -13,6 +13,17 @@ _LIBRARIES = (
 )  # fmt: skip
 
 
+# What jax says of code that it cannot trace, in terms of this code.
+_REMEDIES = {
+  'TracerBoolConversionError': '`if` on an array, or on a float keyword, which '
+  'is one; take jnp.where, or a bool, int or str keyword.',
+  'TracerArrayConversionError': 'numpy on an array that is traced, as the step '
+  'and float keywords are; take jnp, as jnp.asarray(table)[step].',
+  'ConcretizationTypeError': 'a Python number is needed where an array is '
+  'traced, as the step and float keywords are; take jnp for math.',
+}
+
+
 class UserError(ValueError):
   """One clear sentence with the offending value and the legal ones."""
 
@@ -48,11 +59,7 @@ def of_code(path: str) -> Iterator[None]:
       file = file.relative_to(here) if file.is_relative_to(here) else file
       at = f"'{file}', line {line}" if own else f'{at} ({file}, line {line})'
     what, _, _ = str(e).partition('\n')
-    if type(e).__name__ == 'TracerBoolConversionError':
-      what = (
-        '`if` on an array, or on a float keyword, which is one; take '
-        'jnp.where, or a bool, int or str keyword.'
-      )
+    what = _REMEDIES.get(type(e).__name__, what)
     raise UserError(f'{at}: {type(e).__name__}: {what}') from e
 
 

@@ -77,6 +77,8 @@ def check_schedule(schedule: Mapping[str, Any], num_steps: int) -> None:
 
   def one(step, traced):
     found = spec.build('schedules', schedule, num_steps, floats=traced)
+    if not callable(found):
+      raise UserError(f'{file} must return a function, not {found}.')
     return found(step)
 
   file = f'schedules/{schedule["name"]}.py'

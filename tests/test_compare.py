@@ -152,6 +152,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
   assert '10 of 15 runs had been trained before' in again.stdout
   assert all(p.stat().st_mtime_ns == t for p, t in before.items())
 
+  assert tools.call(monkeypatch, 'compare', *words[1:-1]) == 0
+  output = capsys.readouterr().out
+  assert 'had lion,optimizer.b1=0.8, adamw,schedule=linear, too.' in output
+
   for extra, sentence in (
     ('--config.eval.num_sequences=8', 'was trained with eval.num_sequences=16'),
     ('--method=adamww', "Did you mean 'adamw'"),

@@ -297,10 +297,10 @@ def test_surface_table_and_picture(runs, run, tmp_path, capsys):
   ]  # fmt: skip
   assert len(heat.texts) == len(grid)  # each cell has its loss and window
   cells = {(e, 6): (2.0, 0.1) for e in (9, 12)} | {(12, 3): (2.0, -0.1)}
-  pictures._heat(heat, 'x', cells, 1.0, {9: 6, 12: 6})
+  pictures._heat(heat, 'x', cells, 1.0, {(9, 6), (12, 6)})
   texts = [text.get_text() for text in heat.texts[len(grid) :]]
   assert texts == [
-    '2.000\nwindow 6', 'not\ncomputed', '2.000\nwindow 3\nworse',
+    'not\ncomputed', '2.000\nwindow 6', '2.000\nwindow 3\nworse',
     '2.000\nwindow 6',
   ]  # fmt: skip
   assert (tmp_path / 'x.png').read_bytes()[:4] == b'\x89PNG'

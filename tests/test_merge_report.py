@@ -127,9 +127,11 @@ def test_rows(run, cooldown):
     parts = [run.losses(_load(run, name)) for name in row['against']]
     lowest = min(x.mean() for x in parts)
     assert row['over_best'].mean == pytest.approx(row['loss'] - lowest)
+  more = comparison.compare(run, real, windows=[9])
+  assert {r['window'] for r in comparison.rows(more)} == {6, 9}
   whole = comparison.compare(run, [], windows=[3])  # some are one checkpoint
   assert json.loads(json.dumps(comparison.as_json(whole)))['step'] == 12
-  with pytest.raises(UserError, match='ends at step 12, but these decays at 9'):
+  with pytest.raises(UserError, match='at 9; --step=12 compares there'):
     comparison.compare(run, real, step=9)
 
 
@@ -177,7 +179,8 @@ def test_the_command(run, cooldown, tmp_path, monkeypatch, capsys):
   assert (row['shape'], row['window'], row['real']) == ('w', 6, 'linear')
   assert row['loss'] == pytest.approx(run.losses(run.params('w')).mean())
   assert list(row['against']) == ['9 params', '12 params']
-  assert tools.call(monkeypatch, *report, '--step=9', '--against=') == 2
+  early = ('merge_report', path, '--merges=w', '--step=9')
+  assert tools.call(monkeypatch, *early) == 2
   assert 'merged/w ends at step 12, not at 9' in capsys.readouterr().err
   manifest = run.path / 'merged/w/merge.json'
   whole = manifest.read_text()
@@ -221,6 +224,7 @@ def test_the_command(run, cooldown, tmp_path, monkeypatch, capsys):
     ([path, '--step=7'], '@7'),
     ([path, '--windows=5'], 'does not begin at a checkpoint'),
     ([path, '--shapes='], '--shapes is empty'),
+    ([path, '--against=a', '--against=b'], 'given twice; say --against=A,B.'),
     ([path, f'--against={run.path}'], 'is not a branch'),
     ([path, f'--against={imported}'], 'is not a branch'),
   ):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -233,8 +234,10 @@ def test_mistakes_are_one_sentence(name):
     if not isinstance(value, str):
       continue
     config = spec.spec('optimizers', name, **{knob: 'nonsense'})
-    with pytest.raises(UserError, match="='nonsense' does not exist; legal: '"):
+    said = f"{knob}='nonsense' does not exist; legal: '"
+    with pytest.raises(UserError, match=re.escape(said)):
       spec.build('optimizers', config, LR)
+      pytest.fail(f"{knob}='nonsense' is accepted: see parts/choices.py")
   tx = spec.get('optimizers', name)(LR)
   params = problem.params()
   with pytest.raises(ValueError, match='needs the parameters'):

@@ -86,6 +86,13 @@ def test_plot_schedule_draws_names_runs_and_tables(tool, run, capsys):
   assert pathlib.Path('a.png').read_bytes()[1:4] == b'PNG'
 
 
+def test_a_run_that_stays_below_its_rate_is_drawn_as_its_schedule(tool, capsys):
+  tools.fake_run('a', arg='schedule=linear', learning_rate=0.1)
+  tools.log('a/metrics.jsonl', **{'optim/lr': np.full(9, 0.09)})
+  assert tool('plot_schedule', '--runs=a', '--out=a.png') == 0
+  assert ' 0.9000 ' in capsys.readouterr().out
+
+
 def test_a_printed_command_survives_the_shell(tool, run, capsys, monkeypatch):
   text = 'wsd_s:cycle_end_steps=(10, 20),shape=1-sqrt'
   assert tool('plot_schedule', f'--schedules={text}') == 0

@@ -197,6 +197,9 @@ def test_a_multiplier_is_one_number(value, monkeypatch):
   monkeypatch.setattr(module, 'cosine', lambda num_steps: lambda s: value)
   with pytest.raises(UserError, match='cosine.py: the multiplier must be one'):
     step.check_schedule({'name': 'cosine'}, 5)
+  monkeypatch.setattr(module, 'cosine', lambda num_steps: 0.5)
+  with pytest.raises(UserError, match='must return a function, not 0.5'):
+    step.check_schedule({'name': 'cosine'}, 5)
 
 
 @pytest.mark.parametrize(
@@ -205,13 +208,15 @@ def test_a_multiplier_is_one_number(value, monkeypatch):
     ('if warmup > 0.5: warmup', 'line 4: Tracer.* float keyword'),
     ('max(warmup, 1)', 'line 4: Tracer.* float keyword'),
     ('lambda: math.cos(num_steps)', ''),
+    ('math.cos(warmup)', 'line 4: Concret.* take jnp for math'),
+    ('numpy.zeros(3)[numpy.int32(warmup)]', r'line 4: .* asarray\(table\)'),
   ],
 )
 def test_float_keywords_of_a_schedule_are_traced(
   line, sentence, tmp_path, monkeypatch
 ):
   """Also where a schedule is only drawn: what it says is what a run does."""
-  (tmp_path / 'zz_test_mine.py').write_text(f"""import math
+  (tmp_path / 'zz_test_mine.py').write_text(f"""import math, numpy
 import jax.numpy as jnp
 def zz_test_mine(num_steps, *, warmup: float = 0.1):
   {line}

@@ -69,7 +69,8 @@ def compare(
     run: at constant learning rate.
     real: cooldowns that branched from it.
     step: a checkpoint, where all decays end; None = the newest.
-    windows: lengths in steps; empty = those of `real`, else 10, 20 and 40 %.
+    windows: lengths in steps, beside those of `real`; without any 10, 20 and
+      40 % of the steps.
     shapes, floor: of the decays.
     names: of merges of the run that are judged, too.
 
@@ -81,8 +82,8 @@ def compare(
   for r in real:
     if r.end != step:
       raise UserError(
-        f'{r.run.path} ends at step {r.end}, but these decays at {step}: its '
-        'batches would not be theirs.'
+        f'{r.run.path} ends at step {r.end}, but these decays at {step}; '
+        f'--step={r.end} compares there.'
       )
   written = [judgement.merged(run, name, step) for name in names]
   last = run.losses(run.params(step))
@@ -91,7 +92,7 @@ def compare(
       f'{run.path} has one validation batch, and an interval needs two: a '
       'smaller eval.batch_size or a larger eval.num_sequences.'
     )
-  windows = list(windows) or list(dict.fromkeys(r.window for r in real))
+  windows = list(dict.fromkeys([*windows, *(r.window for r in real)]))
   cells = judgement.grid(run, [step], windows)
   jobs = judgement.jobs(run, cells, cells, shapes, floor)
   if not jobs:

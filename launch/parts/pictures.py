@@ -21,8 +21,12 @@ def emulation(
   )
   best = {(j.end, j.window, j.shape): x.mean() for j, x in results.items()}
   windows = {e: sorted(w for end, w in grid if end == e) for e, _ in grid}
-  shown = {e: w[len(w) // 2] for e, w in windows.items()} | dict(focus)
+  share = np.median([w / e for e, w in grid])
+  shown = {
+    e: min(windows[e], key=lambda w: abs(w / e - share)) for e in windows
+  }
   _curves(axes['curves'], run, real, shown, best)
+  _marks(axes['curves'], set(focus) - {*shown.items()}, shapes, best)
   _raw(axes['curves'], focus, results, shapes)
   axes['curves'].legend(fontsize=8)
   gains = {(e, w, s): last[e].mean() - best[e, w, s]
@@ -30,7 +34,8 @@ def emulation(
   limit = max(map(abs, gains.values()))
   for shape in shapes:
     cells = {(e, w): (best[e, w, shape], gains[e, w, shape]) for e, w in grid}
-    image = _heat(axes[shape], shape, cells, limit, shown)
+    framed = {*shown.items(), *focus}
+    image = _heat(axes[shape], shape, cells, limit, framed)
   axes[shapes[0]].set_ylabel('longer window →')
   fig.colorbar(image, ax=axes[shape], label='gain over no decay (nats)')
   return fig
@@ -62,6 +67,15 @@ def _curves(ax, run, real, shown: Mapping, best: Mapping) -> None:
   ax.set_title(title, fontsize=10)
 
 
+def _marks(ax, cells, shapes, best: Mapping) -> None:
+  """Draws windows beside those that a line joins."""
+  for end, window in cells:
+    for i, shape in enumerate(shapes):
+      style = look.style(i, linestyle='', ms=5, fillstyle='none')
+      ax.plot(end, best[end, window, shape], **style,
+              transform=_beside(ax, i, shapes))  # fmt: skip
+
+
 def _raw(ax, focus, results, shapes) -> None:
   label = 'emulated from raw checkpoints'
   for job, losses in results.items():
@@ -77,23 +91,28 @@ def _beside(ax, i, shapes):
   return look.shifted(ax, 7 * (i - (len(shapes) - 1) / 2), 0)
 
 
-def _heat(ax, shape: str, cells: Mapping, limit: float, shown: Mapping):
-  """Cells (end, window) -> loss as text, gain as colour; `shown` framed."""
+def _heat(ax, shape: str, cells: Mapping, limit: float, framed):
+  """Cells (end, window) -> loss as text, gain as colour; some are framed."""
   ends: Sequence[int] = sorted({e for e, _ in cells})
   rank = max(sum(e == end for e, _ in cells) for end in ends)
   table = np.full((rank, len(ends)), np.nan)
+  same = sorted({w for _, w in cells})  # else fractions of the end step
   for column, end in enumerate(ends):
     windows = sorted(w for e, w in cells if e == end)
-    for row in range(rank):
+    if len(same) == rank:
+      windows = [w if w in windows else None for w in same]
+    else:  # of an early end the short ones are the same
+      windows = [None] * (rank - len(windows)) + windows
+    for row, window in enumerate(windows):
       box = patches.Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, lw=1.5)
       text = 'not\ncomputed'
       box.set(facecolor='0.93', edgecolor='0.93')
-      if row < len(windows):
-        loss, table[row, column] = cells[end, windows[row]]
-        text = f'{loss:.3f}\nwindow {windows[row]}'
+      if window is not None:
+        loss, table[row, column] = cells[end, window]
+        text = f'{loss:.3f}\nwindow {window}'
         if table[row, column] < 0:  # grey print has no signs
           text += '\nworse'
-        edge = 'black' if windows[row] == shown[end] else 'none'
+        edge = 'black' if (end, window) in framed else 'none'
         box.set(facecolor='none', edgecolor=edge)
       ax.add_patch(box)
       ax.text(column, row, text, ha='center', va='center', fontsize=7)
