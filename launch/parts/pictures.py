@@ -1,5 +1,6 @@
 """Figures of commands (not a command)."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,12 +22,14 @@ def emulation(
   )
   best = {(j.end, j.window, j.shape): x.mean() for j, x in results.items()}
   windows = {e: sorted(w for end, w in grid if end == e) for e, _ in grid}
-  share = np.median([w / e for e, w in grid])
-  shown = {
-    e: min(windows[e], key=lambda w: abs(w / e - share)) for e in windows
-  }
+  lengths = [w for _, w in grid]
+  alike = len({*lengths}) == max(map(len, windows.values()))
+  middle = np.median(lengths if alike else [w / e for e, w in grid])
+  far = lambda e, w: abs(w / (1 if alike else e) - middle)
+  shown = {e: min(x, key=functools.partial(far, e)) for e, x in windows.items()}
   _curves(axes['curves'], run, real, shown, best)
-  _marks(axes['curves'], set(focus) - {*shown.items()}, shapes, best)
+  beside = sorted({*focus} - {*shown.items()})
+  _marks(axes['curves'], beside, shapes, best)
   _raw(axes['curves'], focus, results, shapes)
   axes['curves'].legend(fontsize=8)
   gains = {(e, w, s): last[e].mean() - best[e, w, s]
@@ -68,8 +71,10 @@ def _curves(ax, run, real, shown: Mapping, best: Mapping) -> None:
 
 
 def _marks(ax, cells, shapes, best: Mapping) -> None:
-  """Draws windows beside those that a line joins."""
+  """Draws windows beside those that a line joins, and says so."""
   for end, window in cells:
+    more = f'{ax.get_title()}; at {end} also {window} steps'
+    ax.set_title(more, fontsize=10)
     for i, shape in enumerate(shapes):
       style = look.style(i, linestyle='', ms=5, fillstyle='none')
       ax.plot(end, best[end, window, shape], **style,
