@@ -25,12 +25,11 @@ def run(tmp_path_factory):
   return path
 
 
-def merge(patch, run, *arguments):
-  steps = ','.join(map(str, STEPS))
-  return tools.call(
-    patch, 'merge', f'--run={run}', f'--steps={steps}', '--method=wma',
-    *arguments,
-  )  # fmt: skip
+def merge(patch, run, *arguments, steps=STEPS):
+  if steps:
+    arguments = f'--steps={",".join(map(str, steps))}', *arguments
+  given = 'merge', f'--run={run}', '--method=wma', *arguments
+  return tools.call(patch, *given)
 
 
 def state(item):
@@ -101,20 +100,24 @@ def test_a_state_that_does_not_fit(run, tmp_path, arg, knobs, sentence):
 
 
 @pytest.mark.parametrize(
-  ('flags', 'sentence'),
+  ('flags', 'steps', 'sentence'),
   [
-    (['--means', '--steps='], '--means does not go with --state'),
-    (['--stored=trackers'], '--stored does not go with --state'),
-    (['--inputs=x', '--run=', '--out=y'], '--state needs --run'),
+    (['--means'], (), '--means does not go with --state'),
+    (['--stored=trackers'], STEPS, '--stored does not go with --state'),
+    (['--inputs=x', '--run=', '--out=y'], STEPS, '--state needs --run'),
     (
-      ['--method=interpolate:weight=1.5,signed=True', '--steps=4,12'],
+      ['--method=interpolate:weight=1.5,signed=True'],
+      (4, 12),
       'refuses the coefficient -0.5 of',
     ),
   ],
 )
-def test_merges_without_a_state(run, monkeypatch, capsys, flags, sentence):
+def test_merges_without_a_state(
+  run, monkeypatch, capsys, flags, steps, sentence
+):
   before = sorted(run.rglob('*'))
-  assert merge(monkeypatch, run, '--state', '--name=x', *flags) == 2
+  flags = '--state', '--name=x', *flags
+  assert merge(monkeypatch, run, *flags, steps=steps) == 2
   assert sentence in capsys.readouterr().err
   assert sorted(run.rglob('*')) == before
 
