@@ -25,9 +25,9 @@ from lm import noise, spec
 from lm.errors import UserError, did_you_mean, of_code
 
 ROOT = pathlib.Path(__file__).parents[1]
-_PARSERS = {bool: (flags.BooleanParser(), 'true or false'),
-            int: (flags.IntegerParser(), 'an integer'),
-            float: (flags.FloatParser(), 'a number')}  # fmt: skip
+PARSERS = {bool: (flags.BooleanParser(), 'true or false'),
+           int: (flags.IntegerParser(), 'an integer'),
+           float: (flags.FloatParser(), 'a number')}  # fmt: skip
 
 
 def define_config() -> Any:
@@ -223,7 +223,7 @@ def _check_field(config: ConfigDict, field: str, value: str) -> None:
       f'{field}={value} would need other knobs; choose it behind the colon: '
       f'--config=FILE:{field.removesuffix(".name")}={value}.'
     )
-  parser, legal = _PARSERS.get(type(place), (None, ''))
+  parser, legal = PARSERS.get(type(place), (None, ''))
   try:
     if parser and value:
       parser.parse(value)

@@ -36,14 +36,14 @@ def main() -> None:
     raise UserError('--run is missing; for example --run=runs/a.')
   if not _SHAPES.value:
     raise UserError('--shapes is empty; for example --shapes=linear,cosine.')
-  from launch.parts import emulation, judgement, pictures, show
+  from launch.parts import cooldowns, emulation, judgement, pictures, show
   from lm.run import Run
   from merging.engine import artifact
 
   with cli.user_errors():
     artifact.check_name(_NAME.value)
     run = Run(_RUN.value)
-    real = judgement.cooldowns(run, _AGAINST.value, _FLOOR.value)
+    real = cooldowns.read(run, _AGAINST.value, _FLOOR.value)
     windows = cli.integers('windows', _WINDOWS.value)
     grid = judgement.grid(run, cli.integers('ends', _ENDS.value), windows)
     ends = cli.integers('ends', _ENDS.value) or sorted({end for end, _ in grid})

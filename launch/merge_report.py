@@ -45,14 +45,20 @@ def main() -> None:
     raise UserError('--shapes is empty; for example --shapes=linear,cosine.')
   if _STEP.value < -1:
     raise UserError(f'--step={_STEP.value} is not a step.')
-  from launch.parts import comparison, emulation, judgement, pictures, show
+  from launch.parts import (
+    comparison,
+    cooldowns,
+    emulation,
+    pictures,
+    show,
+  )
   from lm.run import Run
   from merging.engine import artifact
 
   with cli.user_errors():
     artifact.check_name(_NAME.value)
     run = Run(_RUN.value)
-    real = judgement.cooldowns(run, _AGAINST.value, _FLOOR.value)
+    real = cooldowns.read(run, _AGAINST.value, _FLOOR.value)
     found = comparison.compare(
       run,
       real,

@@ -88,7 +88,7 @@ def _beside(run, parent: str, workdir: str) -> str:
   rates = whole.learning_rates()[start:end]
   kept = end in whole.steps and (rates == rates[0]).all()
   here = run.learning_rates()[start:end]
-  # As judgement.cooldown wants it.
+  # As parts/cooldowns.py wants it.
   begins = kept and abs(here[0] / rates[0] - 1) < 1e-5
   first = start + int((here < here[0] * (1 - 1e-6)).argmax()) - 1
   alike = not card.other_model(whole.config, run.config)

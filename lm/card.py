@@ -7,6 +7,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -68,14 +69,16 @@ HOW = ('dtype', 'scan_layers', 'remat', 'attention', 'loss_chunk', 'init',
         'init_std')  # fmt: skip
 
 
+def of_model(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what of a config says which function of its parameters it is."""
+  known = config['model'].items()
+  return {f'model.{k}': v for k, v in known if k not in HOW}
+
+
 def other_model(here: Any, there: Any) -> str:
   """Returns '' or what makes other functions of two configs' parameters."""
-  changed = diff(*({'model': as_dict(c)['model']} for c in (there, here)))
-  return ', '.join(
-    f'{k}={old}'
-    for k, (old, _) in changed.items()
-    if k.removeprefix('model.') not in HOW
-  )
+  changed = diff(*(of_model(as_dict(c)) for c in (there, here)))
+  return ', '.join(f'{k}={old}' for k, (old, _) in changed.items())
 
 
 def check_same_model(run: Any, other: Any) -> None:

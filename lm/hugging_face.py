@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from lm import card, width
 from lm import model as model_lib
-from lm import width
 from lm.errors import UserError
 
 # Our path -> name there, and how many leading dimensions are inputs; 0 = the
@@ -53,8 +53,6 @@ _OTHER = {
   'norm_eps': 'rms_norm_eps',
   'init_std': 'initializer_range',
 }
-# Knobs that change how a model is computed, or began, not what it is.
-_HOW = ('dtype', 'scan_layers', 'remat', 'attention', 'loss_chunk', 'init')
 # Our model.activation -> their hidden_act.
 _ACTIVATIONS = {
   'silu': 'silu',
@@ -92,7 +90,7 @@ def to_config(config: ConfigDict, *, dtype: str = 'float32') -> dict[str, Any]:
     UserError: the model has a feature that these classes do not have.
   """
   c = config.model
-  known = {*_SIZES, *_OTHER, *_HOW, 'qk_norm', 'activation', 'gated'}
+  known = {*_SIZES, *_OTHER, *card.HOW, 'qk_norm', 'activation', 'gated'}
   if width.ratio(c) == 1 and c.base_head_dim in (0, c.head_dim):
     known |= {'base_width', 'base_head_dim'}  # muP at its base changes nothing
   for knob in c:

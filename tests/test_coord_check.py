@@ -28,10 +28,10 @@ def test_sizes_grow_together():
 
 def test_top_singular_values_of_each_kind():
   """Against numpy's SVD of each layer as a matrix."""
-  config = helpers.config(model__num_layers=2).model
-  net = model.build(config)
+  config = helpers.config(model__num_layers=2)
+  net = model.build(config.model)
   before, after = (net.init(jax.random.key(i)) for i in range(2))
-  run = widths.Trained(helpers.config(), net, None, before, after)
+  run = widths.Trained(config, net, None, before, after)
   old, got = widths.singular_values(run)
   top = lambda x: np.linalg.svd(np.asarray(x), compute_uv=False)[0]
   q = [top(after[f'block_{i}']['attn']['q'].reshape(32, 32)) for i in range(2)]

@@ -1,6 +1,5 @@
 """Merging and emulating a real run, from its directory on disk."""
 
-import importlib
 import json
 import shutil
 
@@ -8,7 +7,14 @@ import numpy as np
 import pytest
 
 from launch import cli
-from launch.parts import emulation, finished, judgement, pictures, show
+from launch.parts import (
+  cooldowns,
+  emulation,
+  finished,
+  judgement,
+  pictures,
+  show,
+)
 from lm import address, checkpoint, fingerprint, loop, verify
 from lm import run as run_lib
 from lm.errors import UserError
@@ -188,16 +194,8 @@ def test_a_varying_rate_is_refused_or_corrected(tmp_path):
     _plan(run, 'from_run', end=9, window=6, target='linear')
   with pytest.raises(UserError, match="Did you mean 'linear'"):
     _plan(run, 'from_run', end=9, window=6, target='linaer')
-  with pytest.raises(UserError, match='signed=.no. must be True or False'):
+  with pytest.raises(UserError, match='signed=.no. must be true or false'):
     _plan(run, 'from_run:signed=no', end=9, window=6)
-
-
-@pytest.mark.parametrize('value', [None, [1.0], [0.5, 0.4], [0.5, np.nan]])
-def test_a_method_that_returns_no_coefficients_is_named(value, monkeypatch):
-  module = importlib.import_module('merging.uniform')
-  monkeypatch.setattr(module, 'uniform', lambda steps: value)
-  with pytest.raises(UserError, match='uniform.py must return 2 coefficients'):
-    emulation.weights(emulation.parse_method('uniform'), [1, 2])
 
 
 def test_a_gap_in_the_window_is_said(run, tmp_path, monkeypatch, capsys):
@@ -256,7 +254,7 @@ def test_controls_of_a_plan(run):
     ('decay:floor=2.0', {}, 'floor=2.0'),
     ('decai', {}, "Did you mean 'decay'"),
     ('decay:shap=linear', {}, "Did you mean 'shape'"),
-    ('ema:alpha=x', {}, "alpha='x' must be of type float"),
+    ('ema:alpha=x', {}, "alpha='x' must be a number"),
     ('ema', {'means': True}, '--means needs --method=decay'),
     ('decay', {'end': 13}, 'end=13 is not a checkpoint'),
     ('decay', {'window': 1}, 'holds one checkpoint'),
@@ -276,7 +274,7 @@ def test_surface_table_and_picture(runs, run, tmp_path, capsys):
   config.schedule.decay = 0.5
   loop.train(config, tmp_path / 'branch')
   branch = run_lib.Run(tmp_path / 'branch')
-  real = [judgement.cooldown(run, branch)]
+  real = [cooldowns.read_one(run, branch)]
   assert (real[0].end, real[0].window) == (12, 6)
   grid = judgement.grid(run, [], [6])
   jobs = judgement.jobs(run, grid, [(12, 6)], ['linear', 'cosine'], 0.0)
@@ -305,21 +303,21 @@ def test_surface_table_and_picture(runs, run, tmp_path, capsys):
   ]  # fmt: skip
   assert (tmp_path / 'x.png').read_bytes()[:4] == b'\x89PNG'
   with pytest.raises(UserError, match='is not a branch of'):
-    judgement.cooldown(branch, run)
-  judgement.cooldowns(run, [branch.path], 0.0)
+    cooldowns.read_one(branch, run)
+  cooldowns.read(run, [branch.path], 0.0)
   assert 'warning' not in capsys.readouterr().out
   path = branch.path / 'config.json'
   other = json.loads(path.read_text())
   other['optimizer']['weight_decay'], other['branch_data'] = 3.0, 'restart'
   path.write_text(json.dumps(other))
-  judgement.cooldowns(run, [branch.path], 0.3)
+  cooldowns.read(run, [branch.path], 0.3)
   output = capsys.readouterr().out
   assert 'emulates: branch_data=restart (continue), optimizer.w' in output
   assert 'decays to 0.0 of its peak, merges here to --floor=0.3' in output
   other['model']['rope_theta'] = 100.0
   path.write_text(json.dumps(other))
   with pytest.raises(UserError, match='model.rope_theta=100.0, unlike'):
-    judgement.cooldown(run, run_lib.Run(branch.path))
+    cooldowns.read_one(run, run_lib.Run(branch.path))
 
 
 def test_a_run_that_was_stopped_is_emulated_as_if_it_was_not(

@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from launch.parts import comparison, judgement, show
+from launch.parts import comparison, cooldowns, judgement, show
 from lm import loop
 from lm import run as run_lib
 from lm.errors import UserError
@@ -110,7 +110,7 @@ def test_a_standard_error_takes_three_batches():
 
 
 def test_rows(run, cooldown):
-  real = [judgement.cooldown(run, cooldown)]
+  real = [cooldowns.read_one(run, cooldown)]
   found = comparison.compare(run, real, shapes=['linear', 'cosine'])
   rows = comparison.rows(found)
   assert [(r['source'], r['window']) for r in rows] == [('real', 6)] + [
@@ -152,7 +152,7 @@ def test_a_cooldown_in_a_folder_with_an_at_sign(run, cooldown, tmp_path):
   about = json.loads(meta.read_text())
   meta.write_text(json.dumps({**about, 'parent': f'{tmp_path}/a@1@6'}))
   moved, branch = (run_lib.Run(tmp_path / name) for name in ('a@1', 'b'))
-  assert judgement.cooldown(moved, branch).window == 6
+  assert cooldowns.read_one(moved, branch).window == 6
 
 
 def test_without_means_a_default_window_holds_two_checkpoints(run, tmp_path):
@@ -293,8 +293,8 @@ def test_a_cooldown_may_begin_where_the_run_ends(tmp_path):
     learning_rates=lambda: np.array([1, 1, 1, 1, 1, 0.75, 0.5, 0.25]),
     params=lambda step: np.zeros(2),
   )
-  found = judgement.cooldown(run, branch)
+  found = cooldowns.read_one(run, branch)
   assert (found.end, found.window) == (8, 4)
   run.steps = [0, 3]
   with pytest.raises(UserError, match=r'begins at step 4, .* it has \[0, 3\]'):
-    judgement.cooldown(run, branch)
+    cooldowns.read_one(run, branch)

@@ -37,6 +37,12 @@ def test_bad_steps_are_answered_with_a_sentence(name, steps):
     spec.build('merging', spec.spec('merging', name), steps)
 
 
+@pytest.mark.parametrize('value', [None, [1.0], [0.5, 0.4], [0.5, np.nan]])
+def test_a_method_that_returns_no_coefficients_is_named(value):
+  with pytest.raises(ValueError, match='mine.py must return 2 coefficients'):
+    coefficients.checked(value, [1, 2], 'mine')
+
+
 # Figure 2 of arXiv 2507.17634, as printed.
 FIGURE_2 = {
   'linear': '.100 .100 .100 .100 .100 .100 .100 .100 .100 .100',

@@ -268,7 +268,7 @@ def test_checkpoints_of_other_models_are_refused(tmp_path, monkeypatch, capsys):
     (run / 'meta.json').write_text('{}')
   for inputs, sentence in (
     (folders, "m-2/config.json' has rope_theta=500.0, '"),
-    ([r / 'checkpoints/3' for r in runs], "has activation='relu2', '"),
+    ([r / 'checkpoints/3' for r in runs], "has model.activation='relu2', '"),
   ):
     words = ','.join(map(str, inputs)), f'--out={tmp_path}/out', '--steps=1,2'
     assert _merge(monkeypatch, f'--inputs={words[0]}', *words[1:]) == 2

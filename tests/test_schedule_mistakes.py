@@ -25,7 +25,7 @@ BAD = {
     (['--schedules=constant:warmup_steps=3000000000'], 'is beyond int32'),
     (['--schedules=wds'], "Did you mean 'wsd'"),
     (['--schedules=wsd:decai=1'], "Did you mean 'decay'"),
-    (['--schedules=wsd:decay=much'], 'must be of type float'),
+    (['--schedules=wsd:decay=much'], 'must be a number'),
     (['--schedules=wsd:decay=2'], 'decay=2.0'),
     (['--schedules=table:path=gone.csv'], 'gone.csv'),
     (['--schedules=cosine', '--num_steps=1'], '--num_steps=1'),

@@ -7,7 +7,8 @@ import numpy as np
 from scipy import stats
 
 from launch.parts import judgement, show
-from launch.parts.judgement import Cooldown, Job
+from launch.parts.cooldowns import Cooldown
+from launch.parts.judgement import Job
 from lm import address
 from lm.errors import UserError
 from lm.run import Run

@@ -60,16 +60,10 @@ def parse(text: str, package: str = 'schedules') -> ConfigDict:
 def _typed(text: str, key: str, value: str, default: Any) -> Any:
   if isinstance(default, str):
     return value
+  parser, legal = cli.PARSERS.get(type(default), (None, 'a tuple, as (1,2)'))
   try:
-    word = value.capitalize() if isinstance(default, bool) else value
-    literal = ast.literal_eval(word)
-    typed = type(default)(literal)
-    if isinstance(default, int) and typed != literal:  # 2.5 cycles
-      raise ValueError
-    return typed
+    return parser.parse(value) if parser else tuple(ast.literal_eval(value))
   except (ValueError, SyntaxError, TypeError) as e:
-    kind = type(default).__name__
-    legal = 'True or False' if kind == 'bool' else f'of type {kind}'
     raise UserError(f"'{text}': {key}='{value}' must be {legal}.") from e
 
 

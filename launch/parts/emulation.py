@@ -1,6 +1,5 @@
 """From a run and a method to the sources of a merge (not a command)."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -95,26 +94,12 @@ def plan(
     about = {'end': end, 'window': window}
     used = _mean_rates(rates, knots, found)
   else:
-    c = weights(method, knots, rates, wanted)
+    c = spec.build('merging', method, knots, rates, wanted)
+    c = coefficients.checked(c, knots, method['name'])
     found = sources.raw(run.path, knots, c)
     about = {'end': end, 'window': _covered(knots, closed)}
     used = block_rates(rates, knots)
   return Plan(found, used, {**about, 'target': target} if target else about)
-
-
-def weights(method: Mapping[str, Any], steps: Sequence[int], *args: Any) -> Any:
-  """Returns the coefficients of `steps` by a method, float64.
-
-  Raises:
-    UserError: a file of merging/ that returns something else.
-  """
-  c = np.asarray(spec.build('merging', method, steps, *args))
-  if c.shape != (len(steps),) or not abs(math.fsum(c) - 1) <= 1e-9:
-    what = f'{len(steps)} coefficients with the sum 1'
-    raise UserError(
-      f'merging/{method["name"]}.py must return {what}, not {c.tolist()}.'
-    )
-  return c
 
 
 def control(plan: Plan, name: str, seed: int) -> Plan:

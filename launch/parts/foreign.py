@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from launch.parts import emulation
-from lm import card, log
+from launch.parts.emulation import Plan
+from lm import card, log, spec
 from lm.errors import UserError, did_you_mean
-from merging.engine import items, safetensors
+from merging.engine import coefficients, items, safetensors
 
 # Orbax items of a checkpoint that hold parameters, the likeliest first:
 # ours, nanodo's and simply's, MaxText's, a CheckpointManager's, plain Orbax's.
@@ -36,7 +36,7 @@ class Inputs(NamedTuple):
   item: str
 
 
-def plan(found: Inputs, method: Mapping[str, Any]) -> emulation.Plan:
+def plan(found: Inputs, method: Mapping[str, Any]) -> Plan:
   """Gives them the coefficients of a method.
 
   Raises:
@@ -44,9 +44,10 @@ def plan(found: Inputs, method: Mapping[str, Any]) -> emulation.Plan:
   """
   if method['name'] == 'from_run':
     raise UserError('--method=from_run needs --run, which knows its rates.')
-  c = emulation.weights(method, found.steps)
+  c = spec.build('merging', method, found.steps)
+  c = coefficients.checked(c, found.steps, method['name'])
   pairs = [(p, float(x)) for p, x in zip(found.paths, c, strict=True)]
-  return emulation.Plan(pairs, np.array([]), {})
+  return Plan(pairs, np.array([]), {})
 
 
 def inputs(paths: Sequence[str], steps: Sequence[int], tree: str) -> Inputs:
@@ -125,8 +126,7 @@ def _said(path):
   run = path.resolve().parent.parent.parent  # of RUN/checkpoints/STEP/params
   if not all((run / f'{name}.json').is_file() for name in ('config', 'meta')):
     return None
-  model = log.read_config(run)['model']
-  return run, {k: v for k, v in model.items() if k not in card.HOW}
+  return run, card.of_model(log.read_config(run))
 
 
 def _is_checkpoint(path):

@@ -1,5 +1,6 @@
 """Figures of commands (not a command)."""
 
+import collections
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -22,10 +23,9 @@ def emulation(
   )
   best = {(j.end, j.window, j.shape): x.mean() for j, x in results.items()}
   windows = {e: sorted(w for end, w in grid if end == e) for e, _ in grid}
-  lengths = [w for _, w in grid]
-  alike = len({*lengths}) == max(map(len, windows.values()))
-  middle = np.median(lengths if alike else [w / e for e, w in grid])
-  far = lambda e, w: abs(w / (1 if alike else e) - middle)
+  size = lambda e, w: w if _alike(grid) else w / e
+  middle = np.median([size(e, w) for e, w in grid])
+  far = lambda e, w: abs(size(e, w) - middle)
   shown = {e: min(x, key=functools.partial(far, e)) for e, x in windows.items()}
   _curves(axes['curves'], run, real, shown, best)
   beside = sorted({*focus} - {*shown.items()})
@@ -96,15 +96,21 @@ def _beside(ax, i, shapes):
   return look.shifted(ax, 7 * (i - (len(shapes) - 1) / 2), 0)
 
 
+def _alike(cells) -> bool:
+  """Whether all ends have the same windows, else the same shares of them."""
+  most = max(collections.Counter(end for end, _ in cells).values())
+  return len({window for _, window in cells}) == most
+
+
 def _heat(ax, shape: str, cells: Mapping, limit: float, framed):
   """Cells (end, window) -> loss as text, gain as colour; some are framed."""
   ends: Sequence[int] = sorted({e for e, _ in cells})
   rank = max(sum(e == end for e, _ in cells) for end in ends)
   table = np.full((rank, len(ends)), np.nan)
-  same = sorted({w for _, w in cells})  # else fractions of the end step
+  same = sorted({w for _, w in cells})
   for column, end in enumerate(ends):
     windows = sorted(w for e, w in cells if e == end)
-    if len(same) == rank:
+    if _alike(cells):
       windows = [w if w in windows else None for w in same]
     else:  # of an early end the short ones are the same
       windows = [None] * (rank - len(windows)) + windows

@@ -10,6 +10,7 @@ algebra and holds for every optimizer; that a real decay would have taken the
 same steps, only shorter, is the assumption of the method.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,21 @@ def check_steps(steps: Sequence[int]) -> np.ndarray:
       f'steps={array.tolist()} must increase, oldest first, without repeats.'
     )
   return array.astype(np.int64)
+
+
+def checked(c: Sequence[float], steps: Sequence[int], name: str) -> np.ndarray:
+  """Returns what the method `name` gave for `steps`, float64.
+
+  Raises:
+    ValueError: these are not as many coefficients, of the sum 1.
+  """
+  c = np.asarray(c)
+  if c.shape != (len(steps),) or not abs(math.fsum(c) - 1) <= 1e-9:
+    raise ValueError(
+      f'merging/{name}.py must return {len(steps)} coefficients of sum 1, not '
+      f'{c.tolist()}.'
+    )
+  return c.astype(np.float64)
 
 
 def forward(coefficients: Sequence[float]) -> np.ndarray:
