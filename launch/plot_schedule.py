@@ -63,8 +63,8 @@ def _curve(name, run):
   rates = foreign_logs.learning_rates(run, _TAG.value)
   if not rates.max() > 0:
     raise UserError(f'{name}: no learning rate is above 0.')
-  # What multiplies the rate of a run of ours may stay below 1.
-  peak = run.config.get('learning_rate') or rates.max()
+  # A run of ours may stay below its rate, or begin as a branch of a higher one.
+  peak = max(rates.max(), run.config.get('learning_rate', 0))
   return curves.Curve(name, rates / peak)
 
 

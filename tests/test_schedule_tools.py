@@ -91,6 +91,9 @@ def test_a_run_that_stays_below_its_rate_is_drawn_as_its_schedule(tool, capsys):
   tools.log('a/metrics.jsonl', **{'optim/lr': np.full(9, 0.09)})
   assert tool('plot_schedule', '--runs=a', '--out=a.png') == 0
   assert ' 0.9000 ' in capsys.readouterr().out
+  tools.log('a/metrics.jsonl', **{'optim/lr': np.full(9, 0.2)})
+  assert tool('plot_schedule', '--runs=a', '--out=a.png') == 0
+  assert ' 1.0000 ' in capsys.readouterr().out
 
 
 def test_a_printed_command_survives_the_shell(tool, run, capsys, monkeypatch):
