@@ -9,7 +9,7 @@ from lm import spec
 from lm.errors import UserError
 from merging.decay import decay
 from merging.ema import ema
-from merging.engine import coefficients, sources
+from merging.engine import coefficients, controls, sources
 from merging.engine import shapes as merge_shapes
 from merging.from_run import from_run, from_run_means
 from merging.interpolate import interpolate
@@ -249,18 +249,18 @@ def test_interpolation_and_extrapolation():
 
 def test_controls_are_the_same_numbers_in_a_wrong_order():
   c = wma(EQUAL)
-  np.testing.assert_array_equal(coefficients.control(c, 'reverse'), c[::-1])
-  one, two = (coefficients.control(c, 'scramble', seed) for seed in (0, 1))
+  np.testing.assert_array_equal(controls.control(c, 'reverse'), c[::-1])
+  one, two = (controls.control(c, 'scramble', seed) for seed in (0, 1))
   np.testing.assert_array_equal(np.sort(one), c)
   assert (one != c).any() and (one != two).any()
-  again = coefficients.control(c, 'scramble', 0)
+  again = controls.control(c, 'scramble', 0)
   np.testing.assert_array_equal(one, again)
   with pytest.raises(ValueError, match='controls nothing'):
-    coefficients.control(uniform(EQUAL), 'scramble')
+    controls.control(uniform(EQUAL), 'scramble')
   with pytest.raises(ValueError, match='controls nothing'):
-    coefficients.control(decay(EQUAL, shape='cosine'), 'reverse')
+    controls.control(decay(EQUAL, shape='cosine'), 'reverse')
   with pytest.raises(ValueError, match="control='x' is unknown"):
-    coefficients.control(c, 'x')
+    controls.control(c, 'x')
 
 
 def test_uniform_is_the_linear_decay():

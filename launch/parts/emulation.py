@@ -11,7 +11,7 @@ from lm import checkpoint, log, processes, spec, verify
 from lm.errors import UserError
 from lm.run import Run
 from merging import from_run
-from merging.engine import artifact, coefficients, hashing, sources
+from merging.engine import artifact, coefficients, controls, hashing, sources
 from merging.engine import group as groups
 
 
@@ -105,7 +105,7 @@ def plan(
 def control(plan: Plan, name: str, seed: int) -> Plan:
   """Puts the coefficients into a wrong order: 'reverse' or 'scramble'."""
   paths, c = zip(*plan.sources, strict=True)
-  wrong = coefficients.control(c, name, seed)
+  wrong = controls.control(c, name, seed)
   about = {'control': name, **({'seed': seed} if name == 'scramble' else {})}
   found = [(p, float(x)) for p, x in zip(paths, wrong, strict=True)]
   return plan._replace(sources=found, about={**plan.about, **about})

@@ -19,6 +19,7 @@ import tensorstore as ts
 from merging.engine import files
 from merging.engine.plain import Number, Place, Plain
 
+_json = functools.lru_cache(1 << 10)(json.loads)  # many arrays are alike
 _LOCATION = re.compile(r'value:([^:]*):([^:]*):(\d+):(\d+)')
 
 
@@ -86,7 +87,7 @@ def layout(stored: Values, name: str) -> Layout | None:
     text = stored.get(f'{name}/{file}')
     try:
       if text is not None:
-        return parse(stored, name, json.loads(_read(text)))
+        return parse(stored, name, _json(_read(text)))
     except (ValueError, KeyError, TypeError, AttributeError):
       return None  # TensorStore says what is wrong
   return None

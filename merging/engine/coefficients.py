@@ -99,35 +99,6 @@ def correct(target: Sequence[float], actual: Sequence[float]) -> np.ndarray:
   return goal / used
 
 
-def control(
-  coefficients: Sequence[float], name: str, seed: int = 0
-) -> np.ndarray:
-  """Returns the same coefficients in a wrong order, to falsify a method.
-
-  If the order matters, 'reverse' (oldest for newest) and 'scramble' (random)
-  must give a worse model; if they do not, the shape explains nothing.
-
-  Raises:
-    ValueError: an unknown name; coefficients that are the same in this order.
-  """
-  c = np.asarray(coefficients, np.float64)
-  if name not in ('reverse', 'scramble'):
-    raise ValueError(f"control='{name}' is unknown; legal: reverse, scramble.")
-  same = lambda a, b: np.allclose(a, b, rtol=1e-9, atol=1e-12)
-  if same(c, c[0]) or (name == 'reverse' and same(c, c[::-1])):
-    raise ValueError(
-      f"control='{name}' gives these coefficients again, so it controls "
-      f'nothing: {c.round(6).tolist()}.'
-    )
-  if name == 'reverse':
-    return c[::-1]
-  rng = np.random.default_rng(seed)
-  order = c
-  while same(order, c):
-    order = rng.permutation(c)
-  return order
-
-
 def effective_count(coefficients: Sequence[float]) -> float:
   """Returns 1 / sum c^2: n for a uniform mean of n checkpoints."""
   c = np.asarray(coefficients, np.float64)

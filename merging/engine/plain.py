@@ -5,6 +5,7 @@ that is, and does not fit in memory, becomes such a range by `unpack`.
 """
 
 import io
+import itertools
 import math
 import pathlib
 import tempfile
@@ -85,7 +86,7 @@ class Plain(NamedTuple):
   def numbers(self) -> list[Number]:
     """Returns the numbers of all chunks, in C order."""
     both = zip(self.shape, self.chunk, strict=True)
-    return list(np.ndindex(*(-(-n // c) for n, c in both)))
+    return list(itertools.product(*(range(-(-n // c)) for n, c in both)))
 
   @property
   def chunk_bytes(self) -> int:
