@@ -17,7 +17,7 @@ from absl import flags
 
 from configs import debug
 from launch import cli
-from launch.parts import comparison, judgement
+from launch.parts import comparison, cooldowns
 from lm import loop
 from lm.run import Run
 
@@ -62,7 +62,7 @@ def seed_rows(folder, seed):
       c.schedule.decay, c.schedule.shape = window / _STEPS.value, shape
       path = folder / f'{shape}-{window}-{seed}'
       loop.train(c, path)
-      real.append(judgement.cooldown(Run(base), Run(path)))
+      real.append(cooldowns.read_one(Run(base), Run(path)))
   found = comparison.compare(Run(base), real, shapes=_SHAPES.value)
   return comparison.rows(found)
 

@@ -68,12 +68,12 @@ def nanodo(config):
   import jax
   import jax.numpy as jnp
   import optax
-  from nanodo import model
+  from nanodo import model as theirs
 
   c = config.model
   dtype = jnp.dtype(c.dtype)
-  module = model.TransformerDo(
-    model.DoConfig(
+  module = theirs.TransformerDo(
+    theirs.DoConfig(
       D=c.d_model, H=c.num_heads, L=config.seq_len, N=c.num_layers,
       V=c.vocab_size, F=c.d_ff, dtype=dtype,
     )

@@ -1,6 +1,7 @@
 """Imports point one way, and commands are fast where they need no device."""
 
 import ast
+import functools
 import json
 import os
 import pathlib
@@ -110,6 +111,61 @@ def test_imports_point_one_way():
 )
 def test_the_test_sees_a_wrong_import(path, source):
   assert len(problems(path, source)) == 1
+
+
+@functools.cache
+def _defined(path: pathlib.Path) -> set[str]:
+  """All names that the top level of a file gives a value."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+      found.add(node.name)
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+      found |= {(a.asname or a.name).split('.')[0] for a in node.names}
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+      found.add(node.id)
+  return found
+
+
+def missing(source: str) -> list[str]:
+  """Names of our modules that a file uses and that these do not have."""
+  modules, found = {}, []
+  nodes = list(ast.walk(ast.parse(source)))
+  for node in (n for n in nodes if isinstance(n, ast.ImportFrom)):
+    here = ROOT.joinpath(*node.module.split('.'))
+    for name in node.names:
+      file = here / f'{name.name}.py'
+      if file.is_file():
+        modules[name.asname or name.name] = file
+      elif node.module.split('.')[0] in OURS:
+        parent = here if here.is_dir() else here.parent
+        file = parent / ('__init__.py' if here.is_dir() else f'{here.name}.py')
+        if name.name not in _defined(file):
+          found.append(f'{node.module}.{name.name}')
+  for node in (n for n in nodes if isinstance(n, ast.Attribute)):
+    if isinstance(node.value, ast.Name) and node.value.id in modules:
+      file = modules[node.value.id]
+      if node.attr not in _defined(file) and node.attr[:2] != '__':
+        found.append(f'{node.value.id}.{node.attr}')
+  return found
+
+
+def test_what_is_used_of_a_module_is_there():
+  """Also in benchmarks and branches that no test runs."""
+  found = {path: missing(source) for path, source in _sources()}
+  assert {path: names for path, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+  'source',
+  [
+    'from lm.run import Runs',
+    'from lm import run\nrun.Runs',
+    'def f():\n  from launch.parts import judgement as j\n  j.cooldown(1)',
+  ],
+)
+def test_the_test_sees_a_missing_name(source):
+  assert len(missing(source)) == 1
 
 
 def test_names_and_settings_need_no_jax():

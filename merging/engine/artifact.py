@@ -170,7 +170,7 @@ def write_at(
   named = _named(sources, options.get('tree', ''))
   listed = hashing.listing(hashed or {})
   paths = [path for opened in named for path in opened.named_by]
-  paths += [path for files in listed.values() for path in files.values()]
+  paths += [path for below in listed.values() for path in below.values()]
   with (
     atomic.directory(out, group) as temporary,
     hashing.beside(paths if group.index == 0 else []) as sha,
