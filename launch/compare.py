@@ -55,7 +55,14 @@ def main() -> int:
     raise UserError('--method is missing; for example --method=adamw.')
   if not 1.01 <= _FACTOR.value <= 1000:
     raise UserError(f'--factor={_FACTOR.value} must be from 1.01 to 1000.')
-  from launch.parts import ranking, schedule_pictures, show, trials, tuning
+  from launch.parts import (
+    fairness,
+    ranking,
+    schedule_pictures,
+    show,
+    trials,
+    tuning,
+  )
   from lm import preemption
   from lm.run import Run
 
@@ -77,7 +84,7 @@ def main() -> int:
       f'--config.seed={seed} leaves no seeds for the final runs: at most '
       f'{2**32 - 100 - _SEEDS.value}.'
     )
-  rows = []
+  rows, firsts = [], []
   with preemption.Preemption() as stopped:
     done = trials.Trials(_WORKDIR.value, lambda: stopped.reached(0))
     for method in methods:
@@ -93,12 +100,16 @@ def main() -> int:
         losses = [done.loss(method, tuned.fields, seed) for seed in seeds]
         runs = [Run(done.path(method, tuned.fields, seed)) for seed in seeds]
         rows.append(ranking.row(method.name, tuned, losses, runs))
+        firsts.append(runs[0].config)
     except trials.Preempted:
       print('preempted. Next: run the same command to continue')
       return 143
   command = shlex.join(['python', '-m', 'launch.compare', *sys.argv[1:]])
+  for r, measured in zip(rows, fairness.validations(firsts), strict=True):
+    r.measured = measured
+  notes = fairness.notes([r.name for r in rows], firsts)
   show.table(*ranking.table(rows))
-  print(ranking.legend(rows))
+  print(ranking.legend(rows, notes))
   show.save(schedule_pictures.ranking(rows), out.with_suffix('.png'))
   names = [method.name for method in methods]
   gone = [n for n in _methods(out.with_suffix('.json')) if n not in names]
@@ -109,9 +120,9 @@ def main() -> int:
     )
   numbers = {'command': command, **ranking.as_json(rows, seeds)}
   out.with_suffix('.json').write_text(json.dumps(numbers, indent=2) + '\n')
-  out.write_text(ranking.markdown(rows, command))
-  if done.reused:
-    print(f'{done.reused} of {len(done.losses)} runs had been trained before.')
+  out.write_text(ranking.markdown(rows, command, notes))
+  if note := done.note():
+    print(note)
   print(f'wrote {out}, and .json and .png beside it')
   print(f'Next: tensorboard --logdir={shlex.quote(_WORKDIR.value)}')
   return 0

@@ -32,7 +32,7 @@ _WORKDIR = flags.DEFINE_string('workdir', '', 'directory of all runs')
 def main() -> int:
   if not _WORKDIR.value:
     raise UserError('--workdir is missing; for example --workdir=runs/sweep.')
-  from launch.parts import schedule_pictures, show, sweeps, trials
+  from launch.parts import fairness, schedule_pictures, show, sweeps, trials
   from lm import preemption
 
   settings = sweeps.settings()
@@ -48,7 +48,9 @@ def main() -> int:
     except trials.Preempted:
       print('preempted. Next: run the same command to continue')
       return 143
-  found = sweeps.groups(settings, [c.seed for c in configs.values()], losses)
+  measured = fairness.validations([*configs.values()])
+  seeds = [c.seed for c in configs.values()]
+  found = sweeps.groups(settings, seeds, losses, measured)
   show.table(*sweeps.table(found))
   print(
     'loss: final validation loss in nats, mean over the seeds; ±: 95 % '
@@ -61,6 +63,8 @@ def main() -> int:
       'minus: paired by seed. The best were chosen by the same runs, so they '
       'look better than they are: launch.compare takes fresh seeds.'
     )
+  for note in fairness.notes([*configs], [*configs.values()]):
+    print(note)
   out.write_text(_json(settings, losses) + '\n')
   print(f'wrote {out}')
   if key:
@@ -69,8 +73,8 @@ def main() -> int:
     print(f'wrote {out.with_suffix(".png")}')
   else:
     print('No picture: no field of the settings is a number that differs.')
-  if done.reused:
-    print(f'{done.reused} of {len(losses)} runs had been trained before.')
+  if note := done.note():
+    print(note)
   print(f'Next: tensorboard --logdir={shlex.quote(_WORKDIR.value)}')
   return 0
 

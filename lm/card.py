@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lm import address, log, origin, spec
+from lm import address, log, origin, processes, spec
 from lm import step as step_lib
 from lm.errors import UserError
 
@@ -211,6 +211,13 @@ def _check_lost(run, every):
     )
 
 
+def check_processes(config: ConfigDict, fingerprint: str) -> None:
+  """Raises UserError unless all processes have the same run."""
+  processes.check_alike('The config', config_hash(config))
+  processes.check_alike('The data', fingerprint)
+  processes.check_alike('The code', origin.everything(config))
+
+
 class Card:
   """Takes a run directory, until `with` ends; keeps config.json and meta.json.
 
@@ -248,6 +255,8 @@ class Card:
         f'The data changed: {run} was started with fingerprint {known}, now it '
         f'is {fingerprint}; use a new --workdir.'
       )
+    if config.branch and not saved:
+      origin.check_parent(as_dict(config), fingerprint)
     return {
       'status': 'running',
       'step': saved[-1] if saved else 0,
@@ -258,6 +267,7 @@ class Card:
       'argv': sys.argv,
       'git_commit': origin.git_commit(),
       'code': origin.code(config),
+      'code_of_lm': origin.library(),
       'code_before': origin.check(old, config),
       'versions': origin.versions(),
       'devices': {

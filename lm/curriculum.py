@@ -33,18 +33,18 @@ SCORES = {'compressibility': compressibility}
 class Sorted:
   """An order of sequences of which one range of positions is sorted.
 
-  scores: of the sequences at those positions, as sorted, float32.
+  chosen, scores: the sequences at those positions, and theirs, as sorted.
   """
 
   def __init__(self, order: Sequence[int], first: int, chosen: np.ndarray,
                scores: np.ndarray):  # fmt: skip
     by_score = np.argsort(scores, kind='stable')
-    self.scores = scores[by_score]
-    self._order, self._first, self._chosen = order, first, chosen[by_score]
+    self.scores, self.chosen = scores[by_score], chosen[by_score]
+    self._order, self._first = order, first
 
   def __getitem__(self, i: int) -> int:
-    if 0 <= i - self._first < len(self._chosen):
-      return int(self._chosen[i - self._first])
+    if 0 <= i - self._first < len(self.chosen):
+      return int(self.chosen[i - self._first])
     return self._order[i]
 
 
@@ -85,8 +85,8 @@ def apply(
 
 
 def fingerprint(of_tokens: str, order: Sorted) -> str:
-  """Returns the fingerprint of tokens and scores: other scores, another run."""
-  both = of_tokens.encode() + order.scores.tobytes()
+  """Returns the fingerprint of tokens and their order: another, another run."""
+  both = of_tokens.encode() + order.chosen.tobytes()
   return hashlib.sha256(both).hexdigest()[:16]
 
 

@@ -167,8 +167,7 @@ def train(
   steps = address.steps(run)
   if not steps:
     processes.together(lambda: restore.check_shapes(config, built.abstract))
-  processes.check_alike('The config', card.config_hash(config))
-  processes.check_alike('The data', built.data.fingerprint)
+  card.check_processes(config, built.data.fingerprint)
   main = jax.process_index() == 0
   notes = processes.together(
     lambda: card.Card(run, config, built.data.fingerprint) if main else None

@@ -1,5 +1,6 @@
 """What a run was made with: hashes of its code, the commit, versions."""
 
+import functools
 import hashlib
 import pathlib
 import platform
@@ -10,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lm import follow, spec
+from lm import follow, log, spec
 
 _PACKAGES = (
   'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy'
@@ -28,18 +29,46 @@ def code(config: ConfigDict) -> str:
   return '-'.join(found)
 
 
+@functools.cache
+def library() -> str:
+  """Returns a hash of the code of lm/."""
+  folder = pathlib.Path(__file__).parent
+  return spec.hash_of_code(sorted(folder.glob('*.py')))
+
+
+def everything(config: ConfigDict) -> str:
+  """Returns hashes of all code that decides what a run computes."""
+  return f'{code(config)}-{library()}'
+
+
+def check_parent(config: Mapping[str, Any], data_fingerprint: str) -> None:
+  """Warns if a branch's parent saw other data under the same names."""
+  parent = pathlib.Path(config['branch'].rpartition('@')[0])
+  old = log.read_config(parent)
+  fields = ('data', 'seq_len', 'seed', 'batch_size')
+  before = log.read_meta(parent).get('data_fingerprint', data_fingerprint)
+  if before != data_fingerprint and all(old[f] == config[f] for f in fields):
+    print(
+      f'warning: the data have changed since {parent} was trained: it saw '
+      f'{before}, this branch sees {data_fingerprint}.'
+    )
+
+
 def check(meta: Mapping[str, Any], config: ConfigDict) -> dict[str, str]:
-  """Warns if a run goes on with other code of its optimizer or schedule.
+  """Warns if a run goes on with other code.
 
   Args:
     meta: of the run's last start; empty at the first.
     config: of the run.
 
   Returns:
-    {step: `code` until then} of all changes, for meta.json.
+    {step: `code` until then} of all changes of the optimizer, the schedule
+    and its tables, for meta.json.
   """
   before, found = dict(meta.get('code_before', {})), code(config)
   old, step = meta.get('code', found), meta.get('step', 0)
+  if step and meta.get('code_of_lm', library()) != library():
+    print(f'warning: the code of lm/ has changed since step {step}.')
   if old != found and step:
     before.setdefault(str(step), old)
     what = (

@@ -116,7 +116,17 @@ class Run:
 
   @functools.cached_property
   def data(self) -> data_lib.Data:
-    return data_lib.build(self.config)
+    """The data as they are now; warns if the run was trained on others."""
+    found = data_lib.build(self.config)
+    known = found.fingerprint
+    if (self.path / 'meta.json').is_file():
+      known = self.meta.get('data_fingerprint', known)
+    if known != found.fingerprint:
+      print(
+        f'warning: the data of {self.path} have changed: it was trained on '
+        f'{known}, its losses are measured on {found.fingerprint}.'
+      )
+    return found
 
   def losses(self, params: Any) -> np.ndarray:
     """Returns the loss of each validation batch in nats, float64."""

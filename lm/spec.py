@@ -5,13 +5,15 @@ Positional parameters are what the run provides, keyword-only parameters are
 the knobs of the config: float knobs are traced, all others are static.
 """
 
+import ast
+import functools
 import hashlib
 import importlib
 import inspect
 import numbers
 import pathlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -161,10 +163,26 @@ def code_hash(package: str, name: str) -> str:
   """Returns 16 hex digits of the code of a component and of `package.parts`."""
   own = importlib.import_module(f'{package}.{name}').__file__
   (parts,) = importlib.import_module(f'{package}.parts').__path__
+  return hash_of_code([own, *sorted(pathlib.Path(parts).glob('*.py'))])
+
+
+def hash_of_code(paths: Sequence[str | pathlib.Path]) -> str:
+  """Returns 16 hex digits of Python files, without comments and docstrings."""
   sha = hashlib.sha256()
-  for path in (pathlib.Path(own), *sorted(pathlib.Path(parts).glob('*.py'))):
-    sha.update(hashlib.sha256(path.read_bytes()).digest())
+  for path in paths:
+    sha.update(_code(pathlib.Path(path).read_bytes()))
   return sha.hexdigest()[:16]
+
+
+@functools.lru_cache(1 << 10)
+def _code(source):
+  tree = ast.parse(source)
+  for node in ast.walk(tree):
+    body = getattr(node, 'body', None)
+    first = body[0] if isinstance(body, list) and body else None
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+      del body[0]
+  return hashlib.sha256(ast.dump(tree).encode()).digest()
 
 
 def extra(package: str, name: str, function: str) -> Callable[..., Any] | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from launch.parts import ranking, schedule_pictures, trials, tuning
+from launch.parts import fairness, ranking, schedule_pictures, trials, tuning
 from lm import card, spec
 from lm.foreign_logs import Series
 from tests import helpers, tools
@@ -43,8 +43,7 @@ def test_table_is_paired_by_seed():
   half = 4.302653 * np.std([0.1, 0.2, 0.1], ddof=1) / math.sqrt(3)
   assert body[1][1:3] == ['1 or lower', '1']
   assert body[1][4:] == [f'-0.1333 ±{half:.4f}']
-  (unequal,) = (x for x in ranking.legend(rows).splitlines() if 'NOT' in x)
-  assert 'b trains on 2.5 times the tokens of a' in unequal
+  assert ranking.legend(rows, ['NOT EQUAL']).endswith('NOT EQUAL')
   low, high = stats.ttest_1samp(a, 0).confidence_interval(0.95)
   assert body[0][3] == f'3.0000 ±{(high - low) / 2:.4f}'
   assert body[0][4] == '' and body[2][3:5] == ['1 of 3 diverged', '']
@@ -53,6 +52,40 @@ def test_table_is_paired_by_seed():
   assert numbers['methods'][2]['losses'] == [2.0, None, 1.0]
   assert numbers['methods'][2]['minus_first'] is None
   assert '| b | 1 or lower |' in ranking.markdown(rows, 'command')
+
+
+def test_what_makes_methods_unequal_is_told():
+  """Losses on other tokens have no difference; data in another order may."""
+  names = {
+    'a': {},
+    'b': {'eval__num_sequences': 8},
+    'c': {'num_steps': 24},
+    'd': {'model__num_layers': 2},
+    'e': {'optimizer__b1': 0.5, 'seed': 7, 'model__init': 'zero'},
+    'f': {
+      'data__order': 'ascend',
+      'data__score': 'compressibility',
+      'data__order_end': 4,
+    },
+    'g': {'num_steps': 24},
+    'h': {'num_steps': 24},
+    'i': {'num_steps': 24},
+  }
+  configs = [helpers.config(**fields) for fields in names.values()]
+  a, b, *others = fairness.validations(configs)
+  assert a != b and {*others} == {a}
+  assert fairness.validations([configs[0], configs[4]]) == ['', '']
+  told = fairness.notes([*names], configs)
+  assert told == [
+    'NOT EQUAL to a: b: measured on other tokens (eval.num_sequences=8, not '
+    f'{configs[0].eval.num_sequences}): not comparable.',
+    'NOT EQUAL to a: c, g, h and 1 more: trained on 2 times the tokens.',
+    'NOT EQUAL to a: d: another model (model.num_layers=2, not 1).',
+  ]
+  rows = [_row('a', [2.0, 3.0]), _row('b', [1.9, 2.8])]
+  rows[1].measured = b
+  assert ranking.table(rows)[1][1][-1] == 'other tokens'
+  assert ranking.as_json(rows, [1, 2])['methods'][1]['minus_first'] is None
 
 
 def test_picture_shows_every_best():
@@ -98,6 +131,8 @@ def test_code_hashes_know_their_own_file_and_the_parts(tmp_path, monkeypatch):
     (package / name).write_text('x = 1')
     hashes.append(spec.code_hash('methods', 'a'))
   assert hashes[0] == hashes[1] and len(set(hashes)) == 3
+  (package / 'a.py').write_text('"""What it does."""\nx = 1  # one')
+  assert spec.code_hash('methods', 'a') == hashes[-1]
 
 
 @pytest.mark.parametrize(

@@ -237,3 +237,23 @@ def test_a_decay_wastes_what_the_order_saved_for_the_end(tmp_path, monkeypatch):
       for final in experiment.FINALS
     }
     assert gain['constant'] > gain['to 0'] + 0.01, (average, gain)
+
+
+def test_scores_that_change_places_are_another_run(tmp_path):
+  """Sorted scores are the same: the order of the sequences is not."""
+  rng = np.random.default_rng(0)
+  c = debug.get_config()
+  c.seq_len, c.batch_size, c.eval.num_sequences = 10, 4, 1
+  for name in 'abv':
+    tokens = rng.integers(0, 256, 200).astype(np.uint16)
+    tokens.tofile(tmp_path / f'{name}.bin')
+  c.data.update({
+    'source': 'bin', 'train': f'{tmp_path}/[ab].bin', 'order': 'ascend',
+    'eval': f'{tmp_path}/v.bin', 'score': 'file', 'order_end': 3,
+  })  # fmt: skip
+  found = []
+  for scores in ((0.0, 1.0), (1.0, 0.0), (0.0, 2.0)):
+    for name, score in zip('ab', scores, strict=True):
+      np.save(tmp_path / f'{name}.bin.score.npy', score)
+    found.append(data.build(c).fingerprint)
+  assert found[0] != found[1] and found[0] == found[2]

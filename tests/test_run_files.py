@@ -10,7 +10,16 @@ import pytest
 
 from configs import base
 from launch.parts import trials
-from lm import address, card, foreign_logs, log, loop, spec
+from lm import (
+  address,
+  card,
+  foreign_logs,
+  log,
+  loop,
+  origin,
+  processes,
+  spec,
+)
 from lm import run as run_lib
 from lm.errors import UserError
 from merging.engine import sources
@@ -205,6 +214,42 @@ def test_code_that_changes_inside_a_run_is_told_and_kept(
   assert 'changed at step 4;' in capsys.readouterr().out
   with pytest.raises(UserError, match='was trained with other code'):
     trials.Trials(run.parent).check('a', helpers.config(), run)
+
+
+def test_other_code_of_lm_is_told(run, monkeypatch, capsys):
+  """It may change no number, so nothing is refused."""
+  monkeypatch.setattr(origin, 'library', lambda: '0' * 16)
+  found = trials.Trials(run.parent)
+  found.train(run, helpers.config())
+  assert found.note().endswith('; warning: 1 with other code of lm/.')
+  capsys.readouterr()
+  assert loop.train(helpers.config(), run) == 'done'
+  assert 'code of lm/ has changed since step 12' in capsys.readouterr().out
+  assert log.read_meta(run)['code_of_lm'] == '0' * 16
+
+
+def test_processes_compare_config_data_and_code(run, monkeypatch):
+  texts = {}
+  monkeypatch.setattr(processes, 'check_alike', texts.__setitem__)
+  assert loop.train(helpers.config(), run) == 'done'
+  before = texts['The code']
+  monkeypatch.setattr(spec, 'code_hash', lambda package, name: package[0] * 16)
+  assert loop.train(helpers.config(), run) == 'done'
+  assert {'The config', 'The data', 'The code'} <= texts.keys()
+  assert texts['The code'] != before
+
+
+def test_data_that_changed_are_told(run, tmp_path, capsys):
+  """To who evaluates, and to a branch that reads them by the same names."""
+  _edit(run / 'meta.json', 'data_fingerprint', 'before')
+  assert run_lib.Run(run).data
+  assert 'was trained on before, its losses' in capsys.readouterr().out
+  c = helpers.config(branch=f'{run}@8')
+  assert loop.train(c, tmp_path / 'b') == 'done'
+  assert f'changed since {run} was trained' in capsys.readouterr().out
+  c.seed = 1  # another order of data by its config
+  assert loop.train(c, tmp_path / 'c') == 'done'
+  assert 'data have changed' not in capsys.readouterr().out
 
 
 def test_parameters_of_merges(run, tmp_path, monkeypatch, capsys):

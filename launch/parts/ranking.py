@@ -19,6 +19,7 @@ class Row:
   losses: final validation loss of each seed in nats, inf if it diverged.
   curves: validation loss over the steps, of each seed.
   tokens: of each run.
+  measured: a name of the validation tokens.
   """
 
   name: str
@@ -26,6 +27,7 @@ class Row:
   losses: np.ndarray
   curves: list[Series]
   tokens: int
+  measured: str = ''
 
 
 def row(
@@ -76,6 +78,8 @@ def mean(losses: np.ndarray) -> str:
 
 def minus(r: Row, first: Row) -> str:
   """Formats the difference from the baseline, paired by seed."""
+  if r.measured != first.measured:
+    return 'other tokens'
   return '' if r is first else paired(r.losses, first.losses)
 
 
@@ -87,42 +91,51 @@ def paired(losses: Sequence[float], baseline: Sequence[float]) -> str:
   return str(found) if len(losses) > 1 else f'{found.mean:+.4f}'
 
 
-def legend(rows: Sequence[Row]) -> str:
-  """Returns what the columns mean, and what is unequal."""
+def legend(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
+  """Returns what the columns mean, and `notes` of what is unequal."""
   first, n = rows[0], rows[0].losses.size
   lines = [
     f'loss: final validation loss in nats, mean of {n} seed(s) that were not '
-    "used to tune; ±: 95 % (Student's t).",
+    'used to tune.',
     f'minus {first.name}: paired by seed (same data and, where the models are '
-    'the same, initial numbers); one of 20 such intervals misses the truth.',
+    'the same, initial numbers).',
+    *_interval(n),
     'tried: settings of the search; "or lower", "or higher": it had to stop '
     'there (--most).',
   ]
   if not np.isfinite(first.losses).all():
     lines.append(f'{first.name} diverged: there are no differences to it.')
-  for r in rows:
-    if r.tokens != first.tokens:
-      lines.append(
-        f'NOT EQUAL: {r.name} trains on {r.tokens / first.tokens:.3g} times '
-        f'the tokens of {first.name}.'
-      )
-  return '\n'.join(lines)
+  return '\n'.join([*lines, *notes])
 
 
-def markdown(rows: Sequence[Row], command: str) -> str:
+def _interval(seeds):
+  if seeds < 2:
+    return ['One seed: there are no intervals.']
+  return [
+    "±: 95 % over seeds (Student's t), for these validation tokens and these "
+    'tuned values; one of 20 such intervals misses the truth.'
+  ]
+
+
+def markdown(
+  rows: Sequence[Row], command: str, notes: Sequence[str] = ()
+) -> str:
   """Returns the table as text, with the command and what the columns mean."""
   header, body = table(rows)
   line = lambda cells: f'| {" | ".join(cells)} |'
   lines = [line(header), line(['---'] * len(header)), *map(line, body)]
-  return '\n'.join([f'`{command}`', '', *lines, '', legend(rows)]) + '\n'
+  return '\n'.join([f'`{command}`', '', *lines, '', legend(rows, notes)]) + '\n'
 
 
 def as_json(rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, Any]:
-  """Returns all numbers; a difference is [mean, low, high], None diverged."""
+  """Returns all numbers; a difference is [mean, low, high], None
+  if one diverged or they were measured on other tokens.
+  """
   finite = lambda x: float(x) if np.isfinite(x) else None
   found = []
   for r in rows:
     both = np.isfinite([*r.losses, *rows[0].losses]).all()
+    both = both and r.measured == rows[0].measured
     found.append({
       'method': r.name,
       'tuned': r.tuned.fields,

@@ -21,10 +21,12 @@ class Group(NamedTuple):
 
   values: {key: value} of the keys that are not the same in all groups.
   losses: {seed: final validation loss in nats}, inf of a run that diverged.
+  measured: a name of the validation tokens.
   """
 
   values: dict[str, Any]
   losses: dict[int, float]
+  measured: str = ''
 
   @property
   def mean(self) -> float:
@@ -119,6 +121,7 @@ def groups(
   found: Mapping[str, trials.Method],
   seeds: Sequence[int],
   losses: Sequence[float],
+  measured: Sequence[str] = (),
 ) -> list[Group]:
   """Returns the settings without their seeds, in order.
 
@@ -134,9 +137,10 @@ def groups(
     if len(first) > 1:
       keys.setdefault(pattern if all(key in r for r in rows) else key, key)
   together: dict[str, Group] = {}
-  for r, seed, loss in zip(rows, seeds, losses, strict=True):
+  on = measured or [''] * len(rows)
+  for r, seed, loss, m in zip(rows, seeds, losses, on, strict=True):
     values = {k: r[k] for k in keys.values() if k in r}
-    together.setdefault(str(values), Group(values, {})).losses[seed] = loss
+    together.setdefault(str(values), Group(values, {}, m)).losses[seed] = loss
   return [*together.values()]
 
 
@@ -182,6 +186,8 @@ def bests(
 def _minus(g, first):
   if g is first or {*g.losses} != {*first.losses}:
     return ''
+  if g.measured != first.measured:
+    return 'other tokens'
   baseline = [first.losses[seed] for seed in g.losses]
   return ranking.paired([*g.losses.values()], baseline)
 

@@ -80,6 +80,7 @@ class Trials:
     total: how many runs there will be, if it is known.
     losses: {run: final validation loss} of all that were asked for.
     reused: how many of them had been trained before.
+    older: how many of these with other code of lm/.
   """
 
   def __init__(
@@ -91,7 +92,7 @@ class Trials:
     self.workdir, self.stop, self.total = pathlib.Path(workdir), stop, total
     self.losses: dict[pathlib.Path, float] = {}
     self._seconds: list[float] = []  # of the runs trained here
-    self.reused = 0
+    self.reused = self.older = 0
     self._checked: dict[str, loop.Built] = {}
     self._earlier: dict[str, loop.Built] = {}
     self._data: dict[tuple[Any, ...], str] = {}
@@ -162,6 +163,8 @@ class Trials:
     known = bool(status)
     if known:
       self.reused += path not in self.losses
+      code = log.read_meta(path).get('code_of_lm')
+      self.older += path not in self.losses and code != origin.library()
     else:
       status = self._train(config, path)
     if status == 'preempted' or self.stop():
@@ -183,6 +186,15 @@ class Trials:
         took = f'{self._seconds[-1]:.0f} s'
       print(f'{path}: {loss:.6g} nats ({took}{self._progress()})', flush=True)
     return loss
+
+  def note(self) -> str:
+    """Returns a sentence on what was not trained now; '' of nothing."""
+    if not self.reused:
+      return ''
+    text = f'{self.reused} of {len(self.losses)} runs had been trained before'
+    if self.older:
+      text += f'; warning: {self.older} with other code of lm/'
+    return f'{text}.'
 
   def _progress(self):
     left = self.total - len(self.losses)
