@@ -70,13 +70,15 @@ def from_run_means(
     return coefficients.from_knots([1.0])
   used, goal = _rates(s, learning_rates, target, shape, floor)
   used, goal = used[: s[-1]], goal[: s[-1]]
-  w = _round(_knots(coefficients.correct(goal, used), s))
+  ratio = np.ones(s[-1])  # before the window nothing is asked for
+  ratio[s[0] :] = coefficients.correct(goal[s[0] :], used[s[0] :])
+  w = _round(_knots(ratio, s))
   found = coefficients.from_knots(w, allow_negative=signed)
   line = lambda knots: np.interp(np.arange(s[-1]), s, knots)
   sums = lambda x: np.add.reduceat(x, s[:-1])
-  off = abs(sums(line(w) * used - goal))
+  off = sums(abs(line(w) * used - goal))
   # A shape is asked for as a line between the knots, a target as it is.
-  curved = abs(sums(line(_knots(goal, s)) - goal)) if target is None else 0
+  curved = sums(abs(line(_knots(goal, s)) - goal)) if target is None else 0
   wrong = off > curved + 0.1 * sums(used)
   if wrong.any():
     i = int(np.argmax(wrong))

@@ -184,6 +184,14 @@ def test_means_from_run_at_the_end_and_where_the_rate_turns():
   )
   assert quarter.last == pytest.approx(0.25)
   np.testing.assert_allclose(quarter.means, [0.75 / 4, 0.75 * 3 / 4])
+  # What is too high at first and too low later does not cancel.
+  step = np.where(t < 900, 1.0, 0.0)
+  with pytest.raises(ValueError, match='between the checkpoints 800 and 1000'):
+    from_run_means([800, 1000], np.ones(1000), step)
+  # A warm-up from 0 before the window is no reason to refuse.
+  warm = np.minimum(1, t / 100)
+  want = from_run_means([800, 1000], np.ones(1000))
+  assert from_run_means([800, 1000], warm[:1000])[1] == want[1]
   # A target is meant as it is, also by a run at constant rate.
   late = np.minimum(1, (1000 - t) / 50)
   with pytest.raises(ValueError, match='between the checkpoints 900 and 1000'):

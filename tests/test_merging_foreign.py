@@ -259,6 +259,7 @@ def test_checkpoints_of_other_models_are_refused(tmp_path, monkeypatch, capsys):
   folders = [_model(tmp_path / f'm-{i}', i, 1) for i in (1, 2)]
   for folder, theta in zip(folders, (1e4, 500.0), strict=True):
     (folder / 'config.json').write_text(json.dumps({'rope_theta': theta}))
+  files = [folder / 'model.safetensors' for folder in folders]
   runs = [tmp_path / 'a', tmp_path / 'b']
   for run, activation in zip(runs, ('silu', 'relu2'), strict=True):
     params = made.params(len(activation))
@@ -268,6 +269,7 @@ def test_checkpoints_of_other_models_are_refused(tmp_path, monkeypatch, capsys):
     (run / 'meta.json').write_text('{}')
   for inputs, sentence in (
     (folders, "m-2/config.json' has rope_theta=500.0, '"),
+    (files, "m-2/config.json' has rope_theta=500.0, '"),
     ([r / 'checkpoints/3' for r in runs], "has model.activation='relu2', '"),
   ):
     words = ','.join(map(str, inputs)), f'--out={tmp_path}/out', '--steps=1,2'
@@ -422,6 +424,35 @@ def test_a_folder_of_bare_items(tmp_path, monkeypatch, capsys):
   (tmp_path / 'in/ckpt-200').rename(tmp_path / 'in/last-100')
   assert _merge(monkeypatch, *words) == 2
   assert 'has step 100 twice: ckpt-100, last-100' in capsys.readouterr().err
+
+
+def test_no_step_is_guessed_from_the_folder(tmp_path, monkeypatch, capsys):
+  """'exp3/best' is not step 3, and is left out where others are chosen."""
+  root = tmp_path / 'exp3'
+  for name in ('100', '200', 'best'):
+    made.save(root / name, made.params(len(name)))
+  out = f'--out={tmp_path}/out'
+  listed = ','.join(f'{root}/{name}' for name in ('100', '200', 'best'))
+  for inputs in (f'--inputs={root}', f'--inputs={listed}'):
+    assert _merge(monkeypatch, inputs, out) == 2
+    assert "best' does not end in a step" in capsys.readouterr().err
+  assert _merge(monkeypatch, f'--inputs={root}', '--steps=100,200', out) == 0
+  (root / 'latest').symlink_to(root / '200')
+  listed = ','.join(f'{root}/{name}' for name in ('latest', '100', '200'))
+  words = f'--inputs={listed}', '--steps=1,2,3', f'--out={tmp_path}/y'
+  assert _merge(monkeypatch, *words) == 2
+  assert "200' is listed twice" in capsys.readouterr().err
+
+
+def test_a_safetensors_file_may_be_a_link(tmp_path, monkeypatch):
+  """As in the cache of a hub, where the content has no suffix."""
+  for i in (1, 2):
+    file = _model(tmp_path / f'm-{i}', i, 1) / 'model.safetensors'
+    file.rename(tmp_path / f'blob-{i}')
+    file.symlink_to(tmp_path / f'blob-{i}')
+  inputs = ','.join(f'{tmp_path}/m-{i}/model.safetensors' for i in (1, 2))
+  words = f'--inputs={inputs}', '--steps=1,2', f'--out={tmp_path}/out'
+  assert _merge(monkeypatch, *words) == 0
 
 
 def test_names_without_steps_are_taken_in_the_order_given(

@@ -119,10 +119,11 @@ def _check_models(paths):
 def _said(path):
   """Returns (folder, what its config.json says of the model), if it has one."""
   if safetensors.found(path):
-    if not (path / 'config.json').is_file():
+    folder = path.parent if path.is_file() else path
+    if not (folder / 'config.json').is_file():
       return None
-    config = log.read_json(path / 'config.json')
-    return path, {k: v for k, v in config.items() if not _SAME(k)}
+    config = log.read_json(folder / 'config.json')
+    return folder, {k: v for k, v in config.items() if not _SAME(k)}
   run = path.resolve().parent.parent.parent  # of RUN/checkpoints/STEP/params
   if not all((run / f'{name}.json').is_file() for name in ('config', 'meta')):
     return None
@@ -132,8 +133,9 @@ def _said(path):
 def _is_checkpoint(path):
   # An item that is named <step> or <name>-<step> is itself a checkpoint.
   step = lambda name: name.rpartition('-')[2].isdecimal()
-  named = [p for p in _sub(path) if _is_item(p) and not step(p.name)]
-  return safetensors.found(path) or _is_item(path) or bool(named)
+  within = [step(p.name) for p in _sub(path) if _is_item(p)]
+  named = bool(within) and not any(within)
+  return safetensors.found(path) or _is_item(path) or named
 
 
 def _is_item(path):
@@ -151,8 +153,10 @@ def _in_folder(folder, steps):
   saved = {}
   for path in filter(_is_checkpoint, _sub(folder)):
     merge = (path / 'merge.json').is_file() and not _number(path.name)
-    if '.orbax-checkpoint-tmp' not in path.name and not merge:
-      saved.setdefault(_step(path), []).append(path)
+    temporary = '.orbax-checkpoint-tmp' in path.name
+    # Where the steps are chosen, others are left out; else none is guessed.
+    if not (temporary or merge or (steps and not _number(path.name))):
+      saved.setdefault(_step(path, within=False), []).append(path)
   missing = [s for s in steps if s not in saved]
   if missing or not saved:
     legal = ', '.join(map(str, sorted(saved))) or 'none'
@@ -171,7 +175,7 @@ def _steps(paths):
   parents = {p.absolute().parent.name for p in paths}
   in_steps = len(parents) == len(paths) and any(map(_number, parents))
   if in_steps or any(_number(p.name) for p in paths):
-    return [_step(path) for path in paths]
+    return [_step(path, within=in_steps) for path in paths]
   print(f'The names of --inputs have no steps: taken as 1 to {len(paths)}.')
   return list(range(1, len(paths) + 1))
 
@@ -180,13 +184,14 @@ def _number(name):
   return re.search(r'(\d+)$', pathlib.Path(name).stem)
 
 
-def _step(path):
-  """Returns the number at the end of a name; items stand in their step."""
-  for name in (path.name, path.absolute().parent.name):
+def _step(path, within):
+  """Returns the number at the end of a name, or, `within` a step, of that."""
+  for name in (path.name, *([path.absolute().parent.name] if within else [])):
     if digits := _number(name):
       return int(digits[1])
   raise UserError(
-    f"--inputs: '{path}' does not end in a step; give all with --steps=1,2,..."
+    f"--inputs: '{path}' does not end in a step; name those to take with "
+    '--steps=1,2,...'
   )
 
 

@@ -94,8 +94,8 @@ def correct(target: Sequence[float], actual: Sequence[float]) -> np.ndarray:
     raise ValueError(
       f'{goal.size} target learning rates for {used.size} that were used.'
     )
-  if not (np.isfinite(used) & (used > 0)).all():
-    raise ValueError(f'learning rates {used.tolist()} must be positive.')
+  if not (legal := np.isfinite(used) & (used > 0)).all():
+    raise ValueError(f'learning rate {used[~legal][0]:g} must be positive.')
   return goal / used
 
 

@@ -1,7 +1,6 @@
 """What a merge will read: checked before anything is written."""
 
 import contextlib
-import itertools
 import math
 import os
 import pathlib
@@ -69,9 +68,10 @@ def plan(sources: Sources, options: Options) -> Plan:
     raise ValueError('there is nothing to merge: no sources.')
   pairs = _in_order(sources, options.ages)
   paths, coefficients = map(list, zip(*pairs, strict=True))
-  for a, b in itertools.pairwise(paths):
-    if a == b:
-      raise ValueError(f"'{a}' is listed twice.")
+  real = [os.path.realpath(path) for path in paths]
+  for i, path in enumerate(paths):
+    if real[i] in real[:i]:
+      raise ValueError(f"'{path}' is listed twice.")
   total = math.fsum(coefficients)
   if not abs(total - 1) <= 1e-9:
     raise ValueError(f'the coefficients sum to {total!r}, not to 1.')
@@ -156,12 +156,19 @@ def check_options(options: Options) -> None:
 
 def _in_order(sources, ages):
   """Sorts by age, else by <step> of <step>/<item>, then by name."""
-  pairs = [(pathlib.Path(os.path.realpath(p)), float(c)) for p, c in sources]
+  pairs = [(_resolved(pathlib.Path(p)), float(c)) for p, c in sources]
   if ages is None:
     steps = [path.parent.name for path, _ in pairs]
     ages = [int(step) if step.isdecimal() else -1 for step in steps]
   both = zip(ages, pairs, strict=True)
   return [pair for _, pair in sorted(both, key=lambda x: (x[0], str(x[1][0])))]
+
+
+def _resolved(path):
+  # A file keeps its name: a link to it may be all that says what it is.
+  if path.is_file():
+    return path.parent.resolve() / path.name
+  return path.resolve()
 
 
 def _check_leaves(paths, opened):
