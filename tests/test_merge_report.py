@@ -155,13 +155,20 @@ def test_a_cooldown_in_a_folder_with_an_at_sign(run, cooldown, tmp_path):
   assert cooldowns.read_one(moved, branch).window == 6
 
 
-def test_without_means_a_default_window_holds_two_checkpoints(run, tmp_path):
+def test_without_means_a_default_window_holds_two_checkpoints(
+  run, tmp_path, capsys
+):
   bare = run_lib.Run(shutil.copytree(run.path, tmp_path / 'bare'))
   for mean in bare.path.glob('checkpoints/*/mean'):
     shutil.rmtree(mean)
   grids = [judgement.grid(r, [12], []) for r in (run, bare)]
   assert grids == [[(12, 3), (12, 6)], [(12, 6)]]
   assert len(judgement.jobs(bare, grids[1], [(12, 6)], ['linear'], 0.0)) == 1
+  assert not capsys.readouterr().out
+  judgement.jobs(bare, [(12, 7)], [], ['linear', 'cosine'], 0.0)
+  told = capsys.readouterr().out
+  assert told.count('warning') == 1
+  assert 'before step 12 emulate a decay of 9 steps, not of 7' in told
   with pytest.raises(UserError, match=r'those of \[3\] steps hold one checkp'):
     comparison.compare(bare, [], windows=[3])
 

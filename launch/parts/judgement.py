@@ -73,9 +73,12 @@ def jobs(
   shapes: Sequence[str],
   floor: float,
 ) -> list[Job]:
-  """Plans every shape for every cell; in focus from all that is stored."""
+  """Plans every shape for every cell; in focus from all that is stored.
+
+  Says which windows the raw checkpoints do not cover as they are asked for.
+  """
   kept = stored.available(run)
-  planned = []
+  planned, other = [], {}
   for end, window in dict.fromkeys([*focus, *grid]):
     if (end, window) in focus:
       kinds = ['raw'] * _enough(run, end, window) + kept
@@ -90,6 +93,13 @@ def jobs(
         else:
           p = emulation.plan(run, method, means=source == 'means', **at)
         planned.append(Job(end, window, shape, source, p))
+        if source == 'raw' and p.about['window'] != window:
+          other.setdefault((window, p.about['window']), end)
+  for (window, covered), end in other.items():
+    print(
+      f'warning: the raw checkpoints before step {end} emulate a decay of '
+      f'{covered} steps, not of {window}.'
+    )
   return planned
 
 
