@@ -9,7 +9,8 @@ process: seconds inside it, without imports, and the growth of its peak memory.
 All are measured in turn; ratios are those of a turn, to one thread that reads
 the same bytes into one small buffer (a merge has two threads). The row with
 SHA-256 of what names the inputs (of safetensors: all bytes) and fsync is what
-launch.merge does. Cold: the files are dropped from the page cache before. Lower
+launch.merge --inputs does; of a run it compares fingerprints, too, in the row
+with these. Cold: the files are dropped from the page cache before. Lower
 is better.
 """
 
@@ -78,6 +79,14 @@ def kept():
   artifact.write_at(
     pathlib.Path(out), '', sources=sources, provenance=about,
     max_bytes=int(bound))
+def verified():
+  memory.reuse()
+  like = items.Item(pathlib.Path(inputs[0]))
+  shapes = {k: like.open(k, items.context()).shape for k in like.leaves}
+  def observe(path, leaf, index, block):
+    verify.block_fingerprint(block, index, shapes[leaf])
+  sources = [(p, 1 / len(inputs)) for p in inputs]
+  stream.merge(sources, out, max_bytes=int(bound), observe=observe)
 def loop(library):
   name = 'model.safetensors'
   total = {}
@@ -95,6 +104,8 @@ def numpy_loop():
   loop(library)
 if what == 'torch_loop':
   import safetensors.torch
+if what == 'verified':
+  from lm import verify
 before, begin = peak(), time.perf_counter()
 globals()[what]()
 print(json.dumps([time.perf_counter() - begin, peak() - before]))
@@ -133,13 +144,14 @@ def _rows(orbax, tensors):
     ('read and decode them, TensorStore', 'decode', orbax, 0),
     ('merge, Orbax', 'ours', orbax, 0),
     (f'  {_KEPT}', 'kept', orbax, 0),
-    ('read the safetensors files', 'read', tensors, 4),
-    ('merge, safetensors', 'ours', tensors, 4),
-    (f'  {_KEPT}', 'kept', tensors, 4),
+    ('  with fingerprints, as of a run', 'verified', orbax, 0),
+    ('read the safetensors files', 'read', tensors, 5),
+    ('merge, safetensors', 'ours', tensors, 5),
+    (f'  {_KEPT}', 'kept', tensors, 5),
   ]
   for what in ('numpy_loop', 'torch_loop'):
     if _installed(what):
-      rows.append((f'load, add, save: {what}', what, tensors, 4))
+      rows.append((f'load, add, save: {what}', what, tensors, 5))
     else:
       print(f'  {what} is left out: its libraries are not installed')
   return rows

@@ -93,18 +93,20 @@ def block_fingerprint(
 
 
 def _fingerprint(block, index, shape):
+  """As in `fingerprint.of`, with as few passes over the block as possible."""
   unsigned = {1: np.uint8, 2: np.uint16, 4: np.uint32}[block.dtype.itemsize]
-  bits = np.ascontiguousarray(block).view(unsigned).astype(np.uint32)
-  place = np.zeros(block.shape, np.uint32)
-  stride = 1
+  bits = np.ascontiguousarray(block).view(unsigned)
+  place, stride = np.uint32(0), 2654435761
   for axis in reversed(range(block.ndim)):
     along = np.arange(index[axis].start, index[axis].stop, dtype=np.uint64)
     along = (along * np.uint64(stride & 0xFFFFFFFF)).astype(np.uint32)
-    place += along.reshape([-1 if a == axis else 1 for a in range(block.ndim)])
+    place = along.reshape(-1, *[1] * (block.ndim - 1 - axis)) + place
     stride *= shape[axis]
-  mixed = (bits ^ (bits >> np.uint32(15))) * np.uint32(2246822519)
-  weight = (place * np.uint32(2654435761)) | np.uint32(1)
-  return int(np.sum(mixed * weight, dtype=np.uint32))
+  mixed = bits >> np.uint32(15)
+  mixed ^= bits
+  place |= np.uint32(1)
+  mixed *= place
+  return int(np.sum(mixed, dtype=np.uint32)) * 2246822519 & 0xFFFFFFFF
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
