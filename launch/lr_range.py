@@ -85,7 +85,7 @@ def _next(knob: str, reading) -> list[str]:
   field = knob if knob == 'learning_rate' else f'optimizer.{knob}'
   changes = {field: f'{best:.2g}'} if _found(reading) else {}
   words = given.flags_of({**changes, **_room(_CONFIG.value)})
-  return ['launch.train', *words, '--workdir=runs/new']
+  return ['launch.train', *words, f'--workdir=runs/{knob}-{best:.2g}']
 
 
 def _higher(knob: str) -> float:

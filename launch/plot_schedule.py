@@ -52,7 +52,9 @@ def main() -> None:
   print(f'wrote {out}')
   chosen = (curves.split(_SCHEDULES.value) or ['wsd'])[0]
   choice, *knobs = curves.as_flags(chosen)
-  words = [f'--config=configs/debug.py{choice}', *knobs, '--workdir=runs/new']
+  name = choice.rpartition('=')[2] or 'new'
+  words = [f'--config=configs/debug.py{choice}', *knobs]
+  words += [f'--workdir=runs/schedule-{name}']
   print(f'Next: python -m launch.train {shlex.join(words)}')
 
 

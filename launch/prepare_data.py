@@ -5,7 +5,7 @@ r"""Turns text into shards of tokens, for --config.data.source=bin.
       --tokenizer=tokenizer.json
 
 A document is a file, or a line of a .jsonl file, its field "text". Without
---tokenizer, byte-pair encoding is trained on what is not kept for validation.
+--tokenizer, byte-pair encoding is trained on what is not in OUT/eval.bin.
 Writes OUT/train.bin, and OUT/eval.bin with 5 % of 20 documents or more (by a
 hash of their names; of fewer, a run takes the last 5 % of the tokens), each
 with a .json that says what is in it, and OUT/tokenizer.json, which
@@ -83,12 +83,13 @@ def main() -> None:
     words.append(f'--config.data.{key}={shard.path}')
   words += [f'--config.model.vocab_size={shards[0].vocab_size}']
   config = quickstart.get_config()
-  fit = (shards[-1].tokens - 1) // config.seq_len
-  if len(shards) > 1 and 0 < fit < config.eval.num_sequences:
+  kept = shards[1].tokens if len(shards) > 1 else sources.kept(shards[0].tokens)
+  fit = (kept - 1) // config.seq_len
+  if 0 < fit < config.eval.num_sequences:
     batch = min(config.eval.batch_size, fit)
     words += [f'--config.eval.num_sequences={fit // batch * batch}']
     words += [f'--config.eval.batch_size={batch}']
-  words += ['--workdir=runs/new']
+  words += [f'--workdir=runs/{out.resolve().name}']
   print(f'Next: python -m launch.train {shlex.join(words)}')
 
 

@@ -272,6 +272,11 @@ def _by_document(names: list[str], documents: list[bytes]) -> Corpus:
   return Corpus(*streams, len(names), 'B', 1.0)
 
 
+def kept(size: int) -> int:
+  """Returns how many tokens at the end of `size` are the validation set."""
+  return int(size * _EVAL_SHARE)
+
+
 def _last_part(stream: tokens.Stream) -> tuple[tokens.Stream, tokens.Stream]:
-  cut = len(stream) - int(len(stream) * _EVAL_SHARE)
+  cut = len(stream) - kept(len(stream))
   return stream.part(0, cut), stream.part(cut, len(stream))

@@ -8,6 +8,7 @@ import pytest
 
 from launch.parts import decay_formulas
 from lm import spec
+from lm.errors import UserError
 from optimizers.parts import decay_masks
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
@@ -25,6 +26,14 @@ MASKS = {
   'random-matched': 'at random',
   'random:0.5': 'at random',
 }
+
+
+def test_a_file_that_is_no_optimizer_is_named(monkeypatch):
+  monkeypatch.setattr(spec, 'build', lambda *_, **__: None)
+  decay_formulas._stepper.cache_clear()
+  with pytest.raises(UserError, match=r"^'optimizers/signum.py'"):
+    decay_formulas.table(['signum'])
+  decay_formulas._stepper.cache_clear()
 
 
 def test_the_readme_has_the_measured_table():

@@ -71,6 +71,14 @@ def test_shards_are_the_text_and_a_run_reads_them(
     monkeypatch, 'generate', *words, f'--tokenizer={out}/tokenizer.json'
   )
   assert capsys.readouterr().out.startswith('学習 the')
+  # Of few documents, the last tokens are kept.
+  few = f'--input={tmp_path}/corpus/0/*.txt', f'--out={tmp_path}/few'
+  assert tools.call(monkeypatch, 'prepare_data', *few, '--vocab_size=300') == 0
+  size = tokens.open_shard(f'{tmp_path}/few/train.bin').tokens.size
+  said = capsys.readouterr().out
+  fit = (int(size * 0.05) - 1) // 128
+  assert fit and f'--config.eval.num_sequences={fit} ' in said
+  assert said.endswith('--workdir=runs/few\n')
   again = f'--input={out}/*.json', f'--out={out}'
   assert tools.call(monkeypatch, 'prepare_data', *again) == 2
   assert "train.bin' exists" in capsys.readouterr().err

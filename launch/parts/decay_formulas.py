@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import spec
+from lm.errors import of_code
 from optimizers.parts import decay, decay_masks, roles
 
 _BASE = {'lr': 0.01, 'peak': 0.04, 'wd': 0.25}
@@ -30,7 +31,8 @@ def table(names: Sequence[str] = ()) -> str:
   names = list(names) or spec.names('optimizers')
   groups = {}  # (kinds of parameters, entries) -> optimizers that share them
   for name in names:
-    entries = [formulas(name, mode) for mode in FORMULAS]
+    with of_code(f'optimizers/{name}.py'):
+      entries = [formulas(name, mode) for mode in FORMULAS]
     kinds = {}
     for leaf in _LEAVES:
       kinds.setdefault(tuple(e[leaf] for e in entries), []).append(leaf)
