@@ -45,7 +45,10 @@ def main() -> None:
   show.table([*header, *['minus first'] * several], rows)
   print('s.e.: standard error over batches, if three or more.')
   if several:
-    print('minus first: paired by batch, ±: 95 % interval.')
+    print(
+      'minus first: paired by batch, ±: 95 % over these tokens; runs of other '
+      'seeds would differ, too (launch.compare).'
+    )
   for what, names in sets.values():
     print(f'{", ".join(names)}: {what}')
   if len(sets) > 1:

@@ -94,10 +94,11 @@ def values(schedule: Callable[..., Any], num_steps: int, name: str) -> Any:
   with of_code(f'schedules/{name}.py'):
     found = np.asarray(jax.jit(jax.vmap(schedule))(steps), np.float64)
   bad = np.flatnonzero(~((found >= 0) & (found <= 1 + 1e-6)))
-  if bad.size:
+  if bad.size or not found.any():
+    at = f'at step {bad[0]} is {found[bad[0]]:g}' if bad.size else 'is always 0'
     raise UserError(
-      f'schedules/{name}.py: the multiplier at step {bad[0]} is '
-      f'{found[bad[0]]:g}; legal: 0 to 1, as the peak is the largest rate.'
+      f'schedules/{name}.py: the multiplier {at}; legal: 0 to 1, as the peak '
+      'is the largest rate.'
     )
   return found
 

@@ -183,6 +183,7 @@ def _ten_steps(optimizer, **mesh):
       '`if` on an array, or on a float keyword',
     ),
     (lambda s: jnp.where(s < 3, 1.0, 2.0), 'at step 3 is 2; legal: 0 to 1'),
+    (lambda s: 0.0 * s, 'the multiplier is always 0; legal: 0 to 1'),
     (lambda s: s / 0, 'at step 0 is nan'),
   ],
 )
