@@ -84,6 +84,9 @@ def fit(
 ) -> Fit:
   """Fits the profile `wanted` by those of stored averages.
 
+  The least squares solution, divided by its sum: with a large ridge, which
+  makes it smaller, not the best of those of sum 1.
+
   Args:
     stored: cumulative weights at `steps`, one row per average.
     wanted: cumulative weights of the wanted average.
