@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lm import log
+from lm import log, tokens
 from lm.errors import UserError
 
 _SINGLE = 'model.safetensors'
@@ -94,10 +94,40 @@ def write_byte_tokenizer(folder: pathlib.Path, max_tokens: int) -> None:
     'decoder': bytes_only,
     'model': model,
   }
+  _write_tokenizer(folder, tokenizer, {}, max_tokens)
+
+
+def copy_tokenizer(
+  folder: pathlib.Path, path: str, max_tokens: int, vocab_size: int
+) -> None:
+  """Writes the tokenizer files of a tokenizer.json, for AutoTokenizer.
+
+  Raises:
+    UserError: it cannot be read, or has a token that the model has not.
+  """
+  found = log.read_json(pathlib.Path(path))
+  try:
+    added = {x['content']: x['id'] for x in found['added_tokens']}
+    largest = max([*found['model']['vocab'].values(), *added.values()])
+  except (KeyError, TypeError, AttributeError, ValueError) as e:
+    raise UserError(
+      f"--tokenizer='{path}' is no tokenizer.json with a vocabulary."
+    ) from e
+  if largest >= vocab_size:
+    raise UserError(
+      f"--tokenizer='{path}' has the token {largest}; the model has "
+      f'{vocab_size} tokens.'
+    )
+  end = {'eos_token': tokens.END} if tokens.END in added else {}
+  _write_tokenizer(folder, found, end, max_tokens)
+
+
+def _write_tokenizer(folder, tokenizer, special, max_tokens):
   about = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'model_max_length': max_tokens,
     'clean_up_tokenization_spaces': False,
+    **special,
   }
   for name, value in (
     ('tokenizer.json', tokenizer),

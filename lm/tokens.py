@@ -16,6 +16,8 @@ import numpy as np
 
 from lm.errors import UserError
 
+END = '<|endoftext|>'  # stands behind every document, if the tokenizer has it
+
 _DTYPES = {'uint8': '<u1', 'uint16': '<u2', 'uint32': '<u4'}
 _SIDECAR = {'dtype': None, 'vocab_size': None, 'bytes': None}
 # llm.c, dev/data/data_common.py: magic -> (version, dtype of the tokens).

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import card, checkpoint, log, state
+from lm import card, checkpoint, log, state, tokens
 from lm import hugging_face as hf
 from lm import hugging_face_files as files
 from lm import model as model_lib
@@ -203,6 +203,50 @@ def run(tmp_path):
     checkpoints.save(full, step, {'step': step, 'mean_start': 0})
   checkpoints.close()
   return path
+
+
+def test_the_tokenizer_of_token_shards_is_exported(
+  run, tmp_path, monkeypatch, capsys
+):
+  tokenizers = pytest.importorskip('tokenizers')
+  config = log.read_json(run / 'config.json')
+  size = config['model']['vocab_size']
+  config['data'].update(source='bin', train=f'{tmp_path}/data/*.bin')
+  log.write_json(run / 'config.json', config)
+  export = lambda name, *words: tools.call(
+    monkeypatch, 'export', f'--at={run}', f'--out={tmp_path}/{name}', *words
+  )
+  assert export('none') == 0
+  assert 'no tokenizer.json beside' in capsys.readouterr().out
+  (tmp_path / 'data').mkdir()
+  words = {c: i for i, c in enumerate('abcdefgh')}
+  words = tokenizers.models.WordLevel({**words, tokens.END: len(words)}, 'a')
+  made = tokenizers.Tokenizer(words)
+  made.add_special_tokens([tokens.END])
+  path = tmp_path / 'data' / 'tokenizer.json'
+  made.save(str(path))
+  assert export('found') == 0 and export('named', f'--tokenizer={path}') == 0
+  for name in ('found', 'named'):
+    about = log.read_json(tmp_path / name / 'tokenizer_config.json')
+    assert about['eos_token'] == tokens.END
+    read = tokenizers.Tokenizer.from_file(f'{tmp_path}/{name}/tokenizer.json')
+    assert read.get_vocab() == made.get_vocab()
+  capsys.readouterr()
+  made.add_tokens([f'w{i}' for i in range(size)])
+  made.save(str(path))
+  assert export('large') == 2
+  assert f'the model has {size} tokens' in capsys.readouterr().err
+  path.write_text('{"model": 1}')
+  assert export('no') == 2
+  assert 'no tokenizer.json with a vocabulary' in capsys.readouterr().err
+  assert export('gone', f'--tokenizer={tmp_path}/x') == 2
+  assert 'cannot be read' in capsys.readouterr().err
+  assert {p.name for p in tmp_path.iterdir()} >= {'none', 'found', 'named'}
+  assert not {p.name for p in tmp_path.iterdir()} & {'large', 'no', 'gone'}
+  config['data'].update(source='text')
+  log.write_json(run / 'config.json', config)
+  assert export('bytes', f'--tokenizer={path}') == 2
+  assert 'this one is on bytes' in capsys.readouterr().err
 
 
 def _import(monkeypatch, out, workdir):

@@ -10,8 +10,8 @@ import numpy as np
 
 from lm import sources
 from lm.errors import UserError
+from lm.tokens import END
 
-END = '<|endoftext|>'  # stands behind every document, if the tokenizer has it
 _PIECE = 1 << 20  # characters that are encoded at once
 _BATCH = 64  # pieces
 
