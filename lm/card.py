@@ -213,7 +213,7 @@ def _check_lost(run, every):
 
 def check_processes(config: ConfigDict, fingerprint: str) -> None:
   """Raises UserError unless all processes have the same run."""
-  processes.check_alike('The config', config_hash(config))
+  processes.check_fields('config', as_dict(config))
   processes.check_alike('The data', fingerprint)
   processes.check_alike('The code', origin.everything(config))
 

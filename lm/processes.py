@@ -4,9 +4,11 @@ An error on one process alone would leave the others waiting for it, for
 minutes and without a word. All functions here are called by all processes.
 """
 
+import hashlib
+import json
 import pathlib
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -51,6 +53,17 @@ def check_alike(what: str, text: str) -> None:
   if len(set(found)) > 1:
     listed = ', '.join(f'{i}: {t}' for i, t in enumerate(found))
     raise UserError(f'{what} must be the same on all processes, not {listed}.')
+
+
+def check_fields(what: str, fields: Mapping[str, Any]) -> None:
+  """As `check_alike` of a config; the sentence has the part that differs."""
+  text = {k: json.dumps(v, sort_keys=True) for k, v in fields.items()}
+  digest = hashlib.sha256(json.dumps(text, sort_keys=True).encode())
+  if len(set(gather(digest.hexdigest()))) == 1:
+    return
+  check_alike(f'The fields of {what}', ', '.join(sorted(text)))
+  for name in sorted(text):  # the same names on all
+    check_alike(f'{what}.{name}', text[name])
 
 
 def check_shared(path: pathlib.Path) -> None:

@@ -231,12 +231,23 @@ def test_other_code_of_lm_is_told(run, monkeypatch, capsys):
 def test_processes_compare_config_data_and_code(run, monkeypatch):
   texts = {}
   monkeypatch.setattr(processes, 'check_alike', texts.__setitem__)
+  monkeypatch.setattr(processes, 'check_fields', texts.__setitem__)
   assert loop.train(helpers.config(), run) == 'done'
   before = texts['The code']
   monkeypatch.setattr(spec, 'code_hash', lambda package, name: package[0] * 16)
   assert loop.train(helpers.config(), run) == 'done'
-  assert {'The config', 'The data', 'The code'} <= texts.keys()
+  assert texts['config'] == card.as_dict(helpers.config())
+  assert {'The data', 'The code'} <= texts.keys()
   assert texts['The code'] != before
+
+
+def test_the_field_that_processes_have_not_in_common_is_named(monkeypatch):
+  other = iter(['hash', 'optimizer, seed', '{"b1": 0.5}'])
+  monkeypatch.setattr(processes, 'gather', lambda text: [text, next(other)])
+  with pytest.raises(UserError, match='config.optimizer must be .*0: {"b1": 1'):
+    processes.check_fields('config', {'seed': 0, 'optimizer': {'b1': 1}})
+  monkeypatch.setattr(processes, 'gather', lambda text: [text, text])
+  processes.check_fields('config', {'seed': 0})
 
 
 def test_data_that_changed_are_told(run, tmp_path, capsys):
