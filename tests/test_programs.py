@@ -78,7 +78,7 @@ def test_what_a_file_held_is_not_shared(tmp_path):
   """A table and validation text that change between two runs."""
   table, text = tmp_path / 'table.json', tmp_path / 'eval.txt'
   earlier, losses, rates = {}, [], []
-  for i, content in enumerate(('[1, 1]', '[0, 0]')):
+  for i, content in enumerate(('[1, 1]', '[0, 1]')):
     table.write_text(content)
     text.write_text(f'{i} is what it says. ' * 100)
     config = helpers.config(
