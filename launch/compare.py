@@ -105,9 +105,10 @@ def main() -> int:
       print('preempted. Next: run the same command to continue')
       return 143
   command = shlex.join(['python', '-m', 'launch.compare', *sys.argv[1:]])
-  for r, measured in zip(rows, fairness.validations(firsts), strict=True):
-    r.measured = measured
-  notes = fairness.notes([r.name for r in rows], firsts)
+  measured = fairness.validations(firsts)
+  for r, name in zip(rows, measured, strict=True):
+    r.measured = name
+  notes = fairness.notes([r.name for r in rows], firsts, measured)
   show.table(*ranking.table(rows))
   print(ranking.legend(rows, notes))
   show.save(schedule_pictures.ranking(rows), out.with_suffix('.png'))

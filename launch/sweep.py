@@ -63,7 +63,7 @@ def main() -> int:
       'minus: paired by seed. The best were chosen by the same runs, so they '
       'look better than they are: launch.compare takes fresh seeds.'
     )
-  for note in fairness.notes([*configs], [*configs.values()]):
+  for note in fairness.notes([*configs], [*configs.values()], measured):
     print(note)
   out.write_text(_json(settings, losses) + '\n')
   print(f'wrote {out}')

@@ -46,7 +46,9 @@ def check_parent(config: Mapping[str, Any], data_fingerprint: str) -> None:
   parent = pathlib.Path(config['branch'].rpartition('@')[0])
   old = log.read_config(parent)
   fields = ('data', 'seq_len', 'seed', 'batch_size')
-  before = log.read_meta(parent).get('data_fingerprint', data_fingerprint)
+  copied = not (parent / 'meta.json').is_file()  # without it
+  meta = {} if copied else log.read_meta(parent)
+  before = meta.get('data_fingerprint', data_fingerprint)
   if before != data_fingerprint and all(old[f] == config[f] for f in fields):
     print(
       f'warning: the data have changed since {parent} was trained: it saw '

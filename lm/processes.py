@@ -64,6 +64,8 @@ def check_fields(what: str, fields: Mapping[str, Any]) -> None:
   check_alike(f'The fields of {what}', ', '.join(sorted(text)))
   for name in sorted(text):  # the same names on all
     check_alike(f'{what}.{name}', text[name])
+  # Where the texts differ only behind what is gathered of them.
+  raise UserError(f'The {what} must be the same on all processes.')
 
 
 def check_shared(path: pathlib.Path) -> None:

@@ -72,10 +72,11 @@ def test_what_makes_methods_unequal_is_told():
     'i': {'num_steps': 24},
   }
   configs = [helpers.config(**fields) for fields in names.values()]
-  a, b, *others = fairness.validations(configs)
+  measured = fairness.validations(configs)
+  a, b, *others = measured
   assert a != b and {*others} == {a}
   assert fairness.validations([configs[0], configs[4]]) == ['', '']
-  told = fairness.notes([*names], configs)
+  told = fairness.notes([*names], configs, measured)
   assert told == [
     'NOT EQUAL to a: b: measured on other tokens (eval.num_sequences=8, not '
     f'{configs[0].eval.num_sequences}): not comparable.',

@@ -246,6 +246,10 @@ def test_the_field_that_processes_have_not_in_common_is_named(monkeypatch):
   monkeypatch.setattr(processes, 'gather', lambda text: [text, next(other)])
   with pytest.raises(UserError, match='config.optimizer must be .*0: {"b1": 1'):
     processes.check_fields('config', {'seed': 0, 'optimizer': {'b1': 1}})
+  # All that is gathered is alike, but not the hash of all there is.
+  other = iter(['hash', 'seed', '0'])
+  with pytest.raises(UserError, match='The config must be the same'):
+    processes.check_fields('config', {'seed': 0})
   monkeypatch.setattr(processes, 'gather', lambda text: [text, text])
   processes.check_fields('config', {'seed': 0})
 
@@ -261,6 +265,8 @@ def test_data_that_changed_are_told(run, tmp_path, capsys):
   c.seed = 1  # another order of data by its config
   assert loop.train(c, tmp_path / 'c') == 'done'
   assert 'data have changed' not in capsys.readouterr().out
+  (run / 'meta.json').unlink()  # a copy of config and checkpoints is enough
+  assert loop.train(c, tmp_path / 'd') == 'done'
 
 
 def test_parameters_of_merges(run, tmp_path, monkeypatch, capsys):

@@ -34,9 +34,14 @@ def _digest(config):
   ).hexdigest()
 
 
-def notes(names: Sequence[str], configs: Sequence[ConfigDict]) -> list[str]:
-  """Returns a sentence for all that sets runs apart from the first of them."""
-  first, sets = card.as_dict(configs[0]), validations(configs)
+def notes(
+  names: Sequence[str], configs: Sequence[ConfigDict], sets: Sequence[str]
+) -> list[str]:
+  """Returns a sentence for all that sets runs apart from the first of them.
+
+  `sets` are the `validations` of the configs.
+  """
+  first = card.as_dict(configs[0])
   found: dict[str, list[str]] = {}
   for name, config, measured in zip(names, configs, sets, strict=True):
     this = card.as_dict(config)
