@@ -1,22 +1,25 @@
 r"""Where the time of a training step goes on a CPU, operation by operation.
 
-  python -m benchmarks.step_profile [--size=tiny] [--steps=6] [--top=20]
+  python -m benchmarks.step_profile --config=configs/base.py:size=tiny
 
-Takes the step of launch.train under `jax.profiler` and sums the events of each
-operation of the compiled program. Operations run beside each other, and a
-matrix product uses several threads within one event, so the sums are not parts
-of the step. `alone` is a product of the same shapes in a program of its own.
-The sum of these, as often as the step has them, is about the least that a step
-can take with the matrix products of this library.
+Takes the step of launch.train under `jax.profiler` and sums the time of each
+operation of the compiled program, without that of operations inside. All of it
+on one core: on several a product's event ends when others have begun to work on
+it. `covered` is what the sums are of the step, 1 if nothing is missed. `alone`
+is a product of the same shapes in a program of its own, on the same core: all
+of them, as often as the step has them, are about the least that a step can take
+with the matrix products of this library. `alone / step` is in turns.
 """
 
 import collections
 import functools
+import os
 import pathlib
 import re
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -25,12 +28,12 @@ import numpy as np
 from absl import flags
 
 from benchmarks import results
-from configs import base
 from launch import cli
 from lm import loop, step
 
-_SIZE = flags.DEFINE_string('size', 'tiny', 'of configs/sizes.py')
-_STEPS = flags.DEFINE_integer('steps', 6, 'under the profiler', 1)
+_CONFIG = cli.define_config()
+_STEPS = flags.DEFINE_integer('steps', 6, 'of each turn', 1)
+_TURNS = flags.DEFINE_integer('turns', 5, 'steps, then products alone', 1)
 _TOP = flags.DEFINE_integer('top', 20, 'lines of the longer table', 1)
 
 
@@ -99,22 +102,30 @@ def _numbers(text: str) -> tuple[int, ...]:
   return tuple(int(x) for x in text.split(',') if x.strip())
 
 
-def alone(product: Product) -> float:
-  """Seconds of the product in a program of its own: median of 20."""
+def alone(product: Product) -> Callable[[], float]:
+  """Returns a function: seconds of the product in a program of its own."""
   dims = product.contract, product.batch
   multiply = functools.partial(jax.lax.dot_general, dimension_numbers=dims)
   function = jax.jit(multiply)
   sides = jnp.ones(product.left), jnp.ones(product.right)
-  times = []
-  for _ in range(21):
-    begin = time.perf_counter()
-    function(*sides).block_until_ready()
-    times.append(time.perf_counter() - begin)
-  return statistics.median(times[1:])
+  function(*sides).block_until_ready()
+
+  def seconds():
+    times = []
+    for _ in range(10):
+      begin = time.perf_counter()
+      function(*sides).block_until_ready()
+      times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+  return seconds
 
 
 def traced_steps(take, steps: int) -> tuple[float, dict[str, list[float]]]:
-  """Returns seconds per step, and of each event's name its durations."""
+  """Returns seconds per step, and of each event's name its times.
+
+  Without those of events inside: a loop is not counted beside its body.
+  """
   options = jax.profiler.ProfileOptions()
   options.python_tracer_level = 0
   with tempfile.TemporaryDirectory() as folder:
@@ -128,14 +139,32 @@ def traced_steps(take, steps: int) -> tuple[float, dict[str, list[float]]]:
     events = collections.defaultdict(list)
     for plane in planes:
       for line in plane.lines:
-        for event in line.events:
-          events[event.name].append(event.duration_ns / 1e9)
+        for name, nanoseconds in _own(line.events):
+          events[name].append(nanoseconds / 1e9)
   return wall, events
+
+
+def _own(events) -> Iterator[tuple[str, float]]:
+  """Yields the name of each event of a thread, and its time of its own."""
+  around = []  # [event, time of its own] of those that are not over
+  for event in sorted(events, key=lambda e: (e.start_ns, -e.duration_ns)):
+    while around and around[-1][0].end_ns <= event.start_ns:
+      last, time_ns = around.pop()
+      yield last.name, time_ns
+    if around:
+      around[-1][1] -= event.duration_ns
+    around.append([event, event.duration_ns])
+  for last, time_ns in around:
+    yield last.name, time_ns
 
 
 @results.entry('operations of a training step')
 def main() -> None:
-  config = base.get_config(f'size={_SIZE.value}')
+  if hasattr(os, 'sched_setaffinity'):  # before jax starts its threads
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+  else:
+    print('This system keeps no program on one core: sums are not exact.')
+  config = _CONFIG.value
   built = loop.build(config)
   state, floats = built.init(), step.floats(config)
   tokens = built.data.train.batch(0)
@@ -147,37 +176,58 @@ def main() -> None:
     metrics['train/loss'].block_until_ready()
 
   take()
-  wall, events = traced_steps(take, _STEPS.value)
   known = operations(program.as_text())
   kinds = collections.defaultdict(list)
   products = collections.defaultdict(list)
-  for name, durations in events.items():
-    if name in known:
-      kind, product = known[name]
-      kinds[kind] += durations
-      if product:
-        products[product] += durations
-  report(wall, kinds, products)
+  walls, lone, each = [], [], collections.defaultdict(list)
+  for _ in range(_TURNS.value):
+    wall, events = traced_steps(take, _STEPS.value)
+    walls.append(wall)
+    for name, durations in events.items():
+      if name in known:
+        kind, product = known[name]
+        kinds[kind] += durations
+        if product:
+          products[product] += durations
+    for product in products:
+      each[product] = each[product] or [alone(product)]
+      each[product].append(each[product][0]())
+    counts = {
+      p: len(d) / _STEPS.value / len(walls) for p, d in products.items()
+    }
+    lone.append(sum(each[p][-1] * n for p, n in counts.items()))
+  report(walls, kinds, products, lone, {p: x[1:] for p, x in each.items()})
 
 
-def report(wall, kinds, products) -> None:
-  steps = _STEPS.value
+def report(walls, kinds, products, lone, each) -> None:
+  """Prints both tables.
+
+  Args:
+    walls: seconds of a step, by turn.
+    kinds, products: times of the operations of all steps.
+    lone: seconds of the products of a step, alone, by turn.
+    each: of each product the same of one, by turn.
+  """
+  steps = _STEPS.value * len(walls)
   per_step = lambda durations: 1e3 * sum(durations) / steps
-  print(f'{_SIZE.value}: {1e3 * wall:.0f} ms per step under the profiler\n')
-  print('| operations | sum of times, ms | a step |\n| --- | --- | --- |')
+  step_ms = 1e3 * statistics.mean(walls)
+  covered = sum(map(per_step, kinds.values())) / step_ms
+  print(f'{step_ms:.0f} ms a step under the profiler, {covered:.2f} covered\n')
+  print('| operations | ms | of the step | a step |')
+  print('| --- | --- | --- | --- |')
   for kind in sorted(kinds, key=lambda k: -per_step(kinds[k])):
-    count = len(kinds[kind]) / steps
-    print(f'| {kind} | {per_step(kinds[kind]):.0f} | {count:.0f} |')
-  rows = []
-  for product, durations in products.items():
-    count = len(durations) / steps
-    rows.append((alone(product), count, product))
+    count, ms = len(kinds[kind]) / steps, per_step(kinds[kind])
+    print(f'| {kind} | {ms:.1f} | {ms / step_ms:.2f} | {count:.0f} |')
+  rows = [
+    (statistics.median(each[p]), len(durations) / steps, p)
+    for p, durations in products.items()
+  ]
   rows.sort(key=lambda r: -r[0] * r[1])
-  total = sum(t * n for t, n, _ in rows)
   flops = sum(n * p.flops() for _, n, p in rows)
+  ratio = results.spread([a / b for a, b in zip(lone, walls, strict=True)])
   print(
-    f'\n{len(rows)} shapes of products, {flops / 1e9:.1f} GFLOP: alone '
-    f'{1e3 * total:.0f} ms, {total / wall:.2f} of the step\n'
+    f'\n{len(rows)} shapes of products, {flops / 1e9:.1f} GFLOP; '
+    f'alone / step {ratio}\n'
   )
   print(
     '| left | right | a step | time in the step, ms | alone, ms | alone, '
@@ -203,4 +253,4 @@ def _sides(product) -> str:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, 'configs/base.py:size=tiny')

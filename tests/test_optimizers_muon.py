@@ -133,8 +133,9 @@ def test_scanned_equals_unrolled(make):
     make(0.02, problem.axes(False)), unstack(scanned), list(map(unstack, grads))
   )
   last = lambda tree: jax.tree.map(lambda x: x[-1], tree)
+  hint = 'what is taken over a matrix leaves out its dimensions axes.batch'
   jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5),
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5, err_msg=hint),
     unstack(last(got)),
     last(want),
   )
