@@ -74,7 +74,7 @@ def check(meta: Mapping[str, Any], config: ConfigDict) -> dict[str, str]:
   if old != found and step:
     before.setdefault(str(step), old)
     what = (
-      f'optimizers/{config.optimizer.name}.py (or optimizers/parts)'
+      f'optimizers/{config.optimizer.name}.py (or what it imports, or parts/)'
       if old.partition('-')[0] != found.partition('-')[0]
       else 'the schedule or a table that it reads'
     )

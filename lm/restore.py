@@ -241,8 +241,15 @@ def _train(run, step, abstract, fresh, policy):
   stored = processes.together(
     lambda: checkpoint.abstract_item(item), checkpoint.Damaged
   )
+  like = opt_state.by_path(wanted)
   if not policy and _shapes(stored) == _shapes(wanted):
-    return checkpoint.restore_item(run, step, 'train', wanted)
+    # Read as it was stored: transformations without a state may have come or
+    # gone, and dtypes may have changed.
+    _tell_casts(f'{run}@{step}', stored, like)
+    same = {path: path for path in like}
+    part = _parts(stored, same, like)
+    train = checkpoint.restore_item(run, step, 'train', part)
+    return opt_state.fill(wanted, same, opt_state.by_path(train))
   plan = opt_state.plan(
     stored.get('opt_state', ()), abstract.opt_state, abstract.params, policy
   )
@@ -252,10 +259,7 @@ def _train(run, step, abstract, fresh, policy):
   places = {
     ('opt_state', *old): ('opt_state', *new) for new, old in plan.source.items()
   }
-  like = opt_state.by_path(wanted)
-  part = jax.tree_util.tree_map_with_path(
-    lambda path, x: _part(x, axes.keys(path), places, like), stored
-  )
+  part = _parts(stored, places, like)
   train = checkpoint.restore_item(run, step, 'train', part)
   arrays = opt_state.by_path(train.pop('opt_state', ()))
   return {
@@ -264,12 +268,29 @@ def _train(run, step, abstract, fresh, policy):
   }
 
 
-def _part(stored, path, places, like):
-  """What to read of a stored leaf: nothing, or onto its sharding here."""
-  if path[0] == 'opt_state' and path not in places:
-    return checkpoint.PLACEHOLDER
-  place = like[places.get(path, path)].sharding
-  return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=place)
+def _tell_casts(where, stored, like):
+  old = opt_state.by_path(stored)
+  cast = {
+    f'{x.dtype} to {like[path].dtype}': path
+    for path, x in old.items()
+    if x.dtype != like[path].dtype
+  }
+  if jax.process_index() == 0:
+    for dtypes, path in cast.items():
+      print(f'Cast from {dtypes}, of {where}: {"/".join(path)} and its like.')
+
+
+def _parts(stored, places, like):
+  """What to read of stored leaves: nothing, or onto their shardings here."""
+
+  def one(path, x):
+    path = axes.keys(path)
+    if path[0] == 'opt_state' and path not in places:
+      return checkpoint.PLACEHOLDER
+    place = like[places.get(path, path)].sharding
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+  return jax.tree_util.tree_map_with_path(one, stored)
 
 
 def _other_model(config, text):

@@ -160,10 +160,34 @@ def build(
 
 
 def code_hash(package: str, name: str) -> str:
-  """Returns 16 hex digits of the code of a component and of `package.parts`."""
-  own = importlib.import_module(f'{package}.{name}').__file__
-  (parts,) = importlib.import_module(f'{package}.parts').__path__
-  return hash_of_code([own, *sorted(pathlib.Path(parts).glob('*.py'))])
+  """Returns 16 hex digits of a component's code and of what it may call.
+
+  That is `package.parts`, and the modules of the package that one of these
+  files imports, and so on.
+  """
+  (folder,) = map(pathlib.Path, importlib.import_module(package).__path__)
+  own = folder / f'{name}.py'
+  found, new = set(), {own, *(folder / 'parts').glob('*.py')}
+  while new:
+    found |= new
+    imported = {m for path in new for m in _imports(path, package)}
+    paths = {folder / f'{m}.py' for m in imported}
+    new = {p for p in paths - found if p.is_file()}
+  return hash_of_code([own, *sorted(found - {own})])
+
+
+def _imports(path, package):
+  """Yields the names that a file imports from a package."""
+  for node in ast.walk(_tree(path.read_bytes())):
+    if isinstance(node, ast.ImportFrom):
+      source = node.module or ''
+      if node.level or source == package:
+        yield from (source.partition('.')[0], *(a.name for a in node.names))
+      elif source.startswith(f'{package}.'):
+        yield source.split('.')[1]
+    elif isinstance(node, ast.Import):
+      parts = [a.name.split('.') for a in node.names]
+      yield from (p[1] for p in parts if p[0] == package and len(p) > 1)
 
 
 def hash_of_code(paths: Sequence[str | pathlib.Path]) -> str:
@@ -174,9 +198,17 @@ def hash_of_code(paths: Sequence[str | pathlib.Path]) -> str:
   return sha.hexdigest()[:16]
 
 
+def _tree(source):
+  """Parses it; of what is no Python, which nobody can run, an empty tree."""
+  try:
+    return ast.parse(source)
+  except SyntaxError:
+    return ast.Module([], [])
+
+
 @functools.lru_cache(1 << 10)
 def _code(source):
-  tree = ast.parse(source)
+  tree = _tree(source)
   for node in ast.walk(tree):
     body = getattr(node, 'body', None)
     first = body[0] if isinstance(body, list) and body else None

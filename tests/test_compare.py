@@ -134,6 +134,25 @@ def test_code_hashes_know_their_own_file_and_the_parts(tmp_path, monkeypatch):
   assert hashes[0] == hashes[1] and len(set(hashes)) == 3
   (package / 'a.py').write_text('"""What it does."""\nx = 1  # one')
   assert spec.code_hash('methods', 'a') == hashes[-1]
+  # What is no Python is not run by anybody; what the parts import is.
+  for text in ('x = (', 'from methods import b', 'from methods.b import x',
+               'import methods.b', 'from .. import b'):  # fmt: skip
+    (package / 'parts/c.py').write_text(text)
+    (package / 'b.py').write_text('x = 2')
+    before = spec.code_hash('methods', 'a')
+    (package / 'b.py').write_text('x = 3')
+    same = spec.code_hash('methods', 'a') == before
+    assert same == (text == 'x = ('), text
+
+
+def test_hashes_of_methods_know_those_that_they_are_made_of(monkeypatch):
+  hashes = lambda: {n: spec.code_hash('optimizers', n)
+                    for n in ('muon', 'normuon', 'signum')}  # fmt: skip
+  before, read = hashes(), pathlib.Path.read_bytes
+  edited = lambda path: read(path) + b'x = 1' * (path.name == 'muon.py')
+  monkeypatch.setattr(pathlib.Path, 'read_bytes', edited)
+  after = hashes()
+  assert [before[n] != after[n] for n in before] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import optimizers.adamw
+import optimizers.signum
 from lm import checkpoint, loop, opt_state, restore, spec
 from lm import run as run_lib
 from lm.errors import UserError
@@ -16,6 +17,7 @@ from optimizers.adamw import adamw
 from optimizers.lion import lion
 from optimizers.muon import muon
 from optimizers.normuon import normuon
+from optimizers.signum import signum
 from optimizers.soap import soap
 from tests import helpers
 from tests import optimizer_problem as problem
@@ -342,6 +344,46 @@ def test_a_run_resumes_with_one_transformation_more(
   ):
     assert x.sharding.is_equivalent_to(want.sharding, x.ndim)
   assert 'initialised  trace of all parameters' in capsys.readouterr().out
+
+
+def _signum_in_halves(learning_rate, *_, b1=0.9, weight_decay=0.1, decay=''):
+  return optax.chain(
+    optax.chain(
+      optax.ema(b1, debias=False, accumulator_dtype='bfloat16'),
+      optax.scale_by_sign(),
+      optax.identity(),
+    ),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+def _signum(learning_rate, *_, b1=0.9, weight_decay=0.1, decay=''):
+  return optax.chain(
+    optax.chain(optax.ema(b1, debias=False), optax.scale_by_sign()),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+@pytest.mark.parametrize(
+  'makes', [(_signum, _signum_in_halves), (_signum_in_halves, _signum)]
+)
+def test_states_of_other_dtypes_or_transformations_without_one_are_found(
+  makes, tmp_path, monkeypatch, capsys
+):
+  for num_steps, make in zip((2, 3), makes, strict=True):
+    changed = functools.wraps(signum)(make)
+    monkeypatch.setattr(optimizers.signum, 'signum', changed)
+    config = helpers.config('optimizer=signum,schedule=constant',
+                            num_steps=num_steps, **_NO_EVAL)  # fmt: skip
+    assert loop.train(config, tmp_path) == 'done'
+  printed = capsys.readouterr().out
+  assert f'resumed from {tmp_path}@2' in printed
+  dtypes = ('float32', 'bfloat16')[:: 1 if makes[0] is _signum else -1]
+  assert f'Cast from {dtypes[0]} to {dtypes[1]}, of {tmp_path}@2' in printed
+  assert not (tmp_path / 'damaged').exists()
+  found = helpers.leaves(tmp_path, 3, 'train').items()
+  ema = [x for key, x in found if 'ema' in key]
+  assert ema and all(str(x.dtype) == dtypes[1] and x.any() for x in ema)
 
 
 def test_init_gives_the_optimizer_the_parameters_it_begins_with(parent):
