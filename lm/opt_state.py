@@ -90,9 +90,14 @@ def plan(old: Any, new: Any, params: Any, policy: str = '') -> Plan:
   renamed = {x.param for x in lost} & {x.param for x in fresh if x.param}
   if policy == '' and renamed:
     dropped, made = (sorted({x.field for x in y}) for y in (lost, fresh))
+    undo = 'rename the field back'
+    if dropped == made:  # of another shape, of which the first is shown
+      x, y = (next(z for z in w if z.param in renamed) for w in (lost, fresh))
+      dropped, made = [f'{x.field} {x.shape}'], [f'{y.field} {y.shape}']
+      undo = 'undo the change'
     raise UserError(
       f'The optimizer now has {", ".join(made)} in place of '
-      f'{", ".join(dropped)}, which would be lost; rename the field back, or '
+      f'{", ".join(dropped)}, which would be lost; {undo}, or '
       "say so with a branch and branch_state='keep' or 'discard'."
     )
   lines = _lines(before, after, source, params)

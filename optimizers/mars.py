@@ -48,4 +48,4 @@ def mars(
 
 def previous_params(state, *, form: str):
   """Returns where `update` needs a second gradient, None if nowhere."""
-  return state.previous if form == 'exact' else None
+  return state.iterate if form == 'exact' else None

@@ -81,4 +81,4 @@ def marsm(
 
 def previous_params(state, *, form: str):
   """Returns where `update` needs a second gradient, None if nowhere."""
-  return state.previous if form == 'exact' else None
+  return state.iterate if form == 'exact' else None

@@ -39,7 +39,7 @@ def _errors_of_momentum(form):
       x, s = carry
       extra = {}
       if form == 'exact':
-        extra = {'previous_grads': CURVATURE * s.previous + noise}
+        extra = {'previous_grads': CURVATURE * s.iterate + noise}
       u, s = tx.update(CURVATURE * x + noise, s, x, **extra)
       return (x + u, s), jnp.sum((-u / RATE - CURVATURE * x) ** 2)
 
@@ -228,9 +228,9 @@ def test_a_second_gradient_that_is_not_finite_is_a_bad_step():
   built = loop.build(c)
   start = built.init()
   nan = jax.tree.map(
-    lambda x: jnp.full_like(x, jnp.nan), start.opt_state.previous
+    lambda x: jnp.full_like(x, jnp.nan), start.opt_state.iterate
   )
-  start = start.replace(opt_state=start.opt_state._replace(previous=nan))
+  start = start.replace(opt_state=start.opt_state._replace(iterate=nan))
   before = jax.device_get(start.params)
   after, _ = built.train_step(start, built.data.train.batch(0), step.floats(c))
   assert int(after.bad_steps) == 1

@@ -14,7 +14,10 @@ from lm import checkpoint, loop, opt_state, restore, spec
 from lm import run as run_lib
 from lm.errors import UserError
 from optimizers.adamw import adamw
+from optimizers.dion import dion
 from optimizers.lion import lion
+from optimizers.mars import mars
+from optimizers.marsm import marsm
 from optimizers.muon import muon
 from optimizers.normuon import normuon
 from optimizers.signum import signum
@@ -224,6 +227,32 @@ def test_alike_means_keep_their_order():
 def test_what_cannot_be_told_is_refused(old, new, policy, sentence):
   with pytest.raises(UserError, match=sentence):
     _plan(optax.chain(*old), optax.chain(*new), policy)
+
+
+def test_another_shape_is_told_by_its_shape():
+  old, new = (dion(LR, AXES, rank=r) for r in (2, 1))
+  sentence = (
+    r'now has basis \(2, \d+, 1\) in place of basis \(2, \d+, 2\).*undo'
+  )
+  with pytest.raises(UserError, match=sentence):
+    _plan(old, new)
+
+
+@pytest.mark.parametrize('policy', ['keep', 'carry_mu'])
+@pytest.mark.parametrize('old', [mars, marsm])
+@pytest.mark.parametrize('new', [mars, marsm])
+def test_parameters_are_not_kept_as_a_gradient(old, new, policy):
+  """MARS remembers a gradient in one form, parameters in the other."""
+  before, after = old(LR, AXES, form='exact'), new(LR, AXES)
+  for a, b in ((before, after), (after, before)):
+    found = _plan(a, b, policy).source.items()
+    kept = {where[-1] for pair in found for where in _fields(pair)}
+    assert not kept & {'iterate', 'previous'}, kept
+
+
+def _fields(paths):
+  known = opt_state.by_path(PARAMS)
+  return [p[:-n] for p in paths for n in (1, 2, 3) if p[-n:] in known]
 
 
 @pytest.mark.parametrize('policy', ['keep', 'carry_mu'])

@@ -27,7 +27,7 @@ class MarsState(NamedTuple):
 
 
 class ExactState(NamedTuple):
-  previous: Any  # parameters before the last step
+  iterate: Any  # before the last step; never taken for a gradient at a branch
   inner: optax.OptState
 
 
@@ -58,7 +58,7 @@ def exact(
   """Gives a complete optimizer c of the exact form in place of gradients.
 
   `update` needs previous_grads, the gradient of this batch at
-  `state.previous`; at first these are the parameters themselves. `treats`
+  `state.iterate`; at first these are the parameters themselves. `treats`
   says of the axes of a leaf whether it is corrected. Decay that looks at the
   gradient ('coupled', 'cautious-gradient') sees c.
   """
@@ -72,7 +72,7 @@ def exact(
     if params is not None and previous_grads is None:
       raise ValueError(
         "form='exact' needs update(..., previous_grads=), the gradient of this "
-        'batch at state.previous.'
+        'batch at state.iterate.'
       )
     if params is None:
       return method.update(updates, state.inner)  # which refuses it
