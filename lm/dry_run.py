@@ -7,13 +7,13 @@ import jax
 from ml_collections import ConfigDict
 from rich import console, table
 
-from lm import address, loop, mesh, model, programs, restore, width
+from lm import address, branch, loop, mesh, model, programs, restore, width
 
 
 def report(config: ConfigDict, workdir: str = '') -> None:
   """Prints the parameters by role, FLOPs per token, memory and disk space."""
   run = pathlib.Path(workdir) if workdir else None
-  first = restore.branch_step(config, run)
+  first = branch.begin(config, run)
   num_steps = config.num_steps - first
   built = loop.build(config)
   if not (run and address.steps(run)):

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from lm import (
   address,
+  branch,
   card,
   checkpoint,
   data,
@@ -161,7 +162,7 @@ def train(
   kind, earlier = programs.statics(config), {} if earlier is None else earlier
   like = earlier.get(kind)
   first, built = processes.together(
-    lambda: (restore.branch_step(config, run), build(config, like))
+    lambda: (branch.begin(config, run), build(config, like))
   )
   processes.together(lambda: mesh.check_memory(built.abstract))
   steps = address.steps(run)
@@ -230,7 +231,7 @@ def _loop(
     4. write the metrics of the step before, while the device works.
   Nothing waits for the device but 4 (for a step that is done) and a save.
   """
-  offset = first if config.branch_data == 'restart' else 0
+  offset = branch.data_offset(config)
   traced = step.floats(config)
   begin, end = int(current.step), config.num_steps
   write = _Behind(writer, config)

@@ -238,6 +238,32 @@ def test_branch_data_restart_sees_other_batches(whole, tmp_path):
   np.testing.assert_allclose(losses, b.value[1:4], rtol=1e-6)
 
 
+def test_a_branch_continues_data_that_its_parent_began_again(whole, tmp_path):
+  """The batch at step n is that of the parent at step n, and so on."""
+  first = helpers.config(branch=f'{whole}@4', branch_data='restart')
+  loop.train(first, tmp_path / 'b')
+  for name, parent, step in (('c', 'b', 8), ('d', 'c', 12)):
+    config = helpers.config(branch=f'{tmp_path / parent}@{step}', num_steps=16)
+    loop.train(config, tmp_path / name)
+    assert config.branch_data == 'restart@4'
+    run = run_lib.Run(tmp_path / name)
+    assert run.config.branch_data == 'restart@4'
+    before = run_lib.Run(tmp_path / parent).metrics['train/loss']
+    after = run.metrics['train/loss']
+    both = np.intersect1d(before.step, after.step)
+    assert both.size == 4
+    for x, y in zip(
+      before.value[before.step >= step], after.value, strict=False
+    ):
+      assert x == y
+  # At a resume it is the same run, whatever word is given for it.
+  again = helpers.config(branch=f'{tmp_path}/c@12', num_steps=16)
+  assert loop.train(again, tmp_path / 'd') == 'done'
+  again.branch_data = 'restart'
+  with pytest.raises(UserError, match='another branch_data'):
+    loop.train(again, tmp_path / 'd')
+
+
 def test_init_takes_parameters_only(whole, tmp_path):
   loop.train(helpers.config(init=f'{whole}@12', num_steps=2), tmp_path)
   start = helpers.leaves(tmp_path, 0, 'params')

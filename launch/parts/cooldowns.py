@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lm import card
+from lm.branch import data_offset
 from lm.errors import UserError
 from lm.run import Run
 
@@ -89,6 +90,8 @@ _OWN_SECTIONS = ('schedule.', 'checkpoint.', 'model.', *card.MAY_CHANGE)
 def _other_knobs(run, branch):
   """Returns 'optimizer.b2=0.9 (0.99), ...' or ''."""
   changed = card.diff(card.as_dict(run.config), card.as_dict(branch.config))
+  if data_offset(run.config) == data_offset(branch.config):
+    changed.pop('branch_data', None)  # the same batches
   return ', '.join(
     f'{k}={b} ({a})'
     for k, (a, b) in changed.items()

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich import progress
 
-from lm import follow, loop, mesh, restore, spec, step
+from lm import branch, follow, loop, mesh, restore, spec, step
 from lm.errors import UserError, did_you_mean
 from schedules.theory import lr_range
 
@@ -40,14 +40,14 @@ def train(
     but one; and a line that says where it began.
   """
   c = _constant(config, len(values))
-  restore.branch_step(c)
+  branch.begin(c)
   built = loop.build(c)
   restore.check_shapes(c, built.abstract)
   mesh.check_memory(built.abstract)
   losses, watch = [], lr_range.Watch()
   with jax.set_mesh(built.mesh):
     state, origin = restore.begin(c, built.abstract, built.init)
-    first = 0 if c.branch_data == 'restart' else int(state.step)
+    first = int(state.step) - branch.data_offset(c)
     for n, value in enumerate(progress.track(values, knob, transient=True)):
       tokens = built.batch(first + n)
       traced = _floats(config, c, knob, float(value))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from launch.parts import given
-from lm import card, data, log, loop, origin, programs, restore
+from lm import branch, card, data, log, loop, origin, programs, restore
 from lm.errors import UserError, of_code
 from lm.run import Run
 
@@ -115,7 +115,7 @@ class Trials:
   def _check(self, config, path):
     if path and self._finished(path, config):
       return
-    config = config.copy_and_resolve_references()  # branch_step may write
+    config = config.copy_and_resolve_references()  # branch.begin may write
     if path and path.exists() and not path.is_dir():
       raise UserError(f"'{path}' is no directory.")
     for field in ('branch', 'init'):
@@ -126,7 +126,7 @@ class Trials:
           f"{field}='{text}' must name the step, as RUN@1000, so that all runs "
           'begin alike.'
         )
-    restore.branch_step(config, self.workdir)
+    branch.begin(config, self.workdir)
     kind = programs.statics(config)
     known = self._checked.get(kind)
     built = self._checked[kind] = loop.build(config, known)
