@@ -21,13 +21,9 @@ from lm.errors import UserError
 # These fields may differ between two starts of one run: they do not change its
 # parameters (a mesh changes their last bits).
 MAY_CHANGE = (
-  'log_every_steps',
-  'max_bad_steps',
-  'eval.',
-  'checkpoint.keep_latest',
-  'checkpoint.keep_every_steps',
-  'mesh.',
-)
+  'log_every_steps', 'max_bad_steps', 'eval.', 'checkpoint.keep_latest',
+  'checkpoint.keep_every_steps', 'mesh.',
+)  # fmt: skip
 LOCK = '.lock'  # in the run directory
 
 
@@ -249,6 +245,7 @@ class Card:
     check_config(run, config, saved[-1] if saved else 0)
     old = log.read_meta(run) if self._path.exists() else {}
     _check_lost(run, config.checkpoint.every_steps)
+    origin.check_edited(run, old)
     known = old.get('data_fingerprint', fingerprint)
     if known != fingerprint:
       raise UserError(
@@ -279,6 +276,7 @@ class Card:
 
   def start(self) -> None:
     log.write_json(self._run / 'config.json', as_dict(self._config))
+    self._meta['config'] = origin.digest(self._run / 'config.json')
     self._write()
 
   def saved(self, step: int) -> None:

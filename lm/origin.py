@@ -24,7 +24,6 @@ def code(config: ConfigDict) -> str:
   found = [spec.code_hash('optimizers', config.optimizer.name)]
   found += [spec.code_hash('schedules', s.name) for s in schedules]
   tables = [pathlib.Path(s.path) for s in schedules if 'path' in s]
-  digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
   found += [digest(path) for path in tables if path.is_file()]
   return '-'.join(found)
 
@@ -39,6 +38,21 @@ def library() -> str:
 def everything(config: ConfigDict) -> str:
   """Returns hashes of all code that decides what a run computes."""
   return f'{code(config)}-{library()}'
+
+
+def digest(path: pathlib.Path) -> str:
+  """Returns 16 hex digits of a file."""
+  return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def check_edited(run: pathlib.Path, meta: Mapping[str, Any]) -> None:
+  """Warns if config.json is not the one that the run has gone by so far."""
+  path, step = run / 'config.json', meta.get('step', 0)
+  if step and meta.get('config', digest(path)) != digest(path):
+    print(
+      f'warning: {path} was edited: the steps until {step} are of another '
+      'config. Undo the change, or use a new --workdir.'
+    )
 
 
 def check_parent(config: Mapping[str, Any], data_fingerprint: str) -> None:

@@ -216,6 +216,16 @@ def test_code_that_changes_inside_a_run_is_told_and_kept(
     trials.Trials(run.parent).check('a', helpers.config(), run)
 
 
+def test_a_config_that_was_edited_is_told(run, capsys):
+  log.write_json(
+    run / 'config.json', card.as_dict(helpers.config(learning_rate=0.5))
+  )
+  for _ in range(2):  # told once
+    assert loop.train(helpers.config(learning_rate=0.5), run) == 'done'
+  told = capsys.readouterr().out
+  assert told.count('was edited: the steps until 12 are of another config') == 1
+
+
 def test_other_code_of_lm_is_told(run, monkeypatch, capsys):
   """It may change no number, so nothing is refused."""
   monkeypatch.setattr(origin, 'library', lambda: '0' * 16)
