@@ -21,6 +21,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from launch.parts import fields
 from lm import noise, spec
 from lm.errors import UserError, did_you_mean, of_code
 
@@ -127,7 +128,8 @@ def load_config(text: str) -> ConfigDict:
   """Loads 'configs/x.py', 'configs/x.py:arg' or '<run>/config.json'.
 
   Raises:
-    UserError: no such file, what it raises, or a choice that does not exist.
+    UserError: no such file, what it raises, a choice that does not exist, or
+      fields that are not those of configs/base.py.
   """
   path, _, arg = resolved(text).partition(':')
   module = load_module(path)
@@ -135,10 +137,7 @@ def load_config(text: str) -> ConfigDict:
     raise UserError(f"'{path}' has no get_config().")
   with of_code(path):
     config = module.get_config(arg) if arg else module.get_config()
-  if not isinstance(config, ConfigDict):
-    raise UserError(
-      f"'{path}': get_config() returns no ConfigDict, but {config!r:.40}."
-    )
+  fields.check(config, path)
   return config
 
 

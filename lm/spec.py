@@ -165,13 +165,13 @@ def code_hash(package: str, name: str) -> str:
   That is `package.parts`, and the modules of the package that one of these
   files imports, and so on.
   """
-  (folder,) = map(pathlib.Path, importlib.import_module(package).__path__)
-  own = folder / f'{name}.py'
-  found, new = set(), {own, *(folder / 'parts').glob('*.py')}
+  own = pathlib.Path(importlib.import_module(f'{package}.{name}').__file__)
+  folders = [pathlib.Path(p) for p in importlib.import_module(package).__path__]
+  found, new = set(), {own}.union(*(f.glob('parts/*.py') for f in folders))
   while new:
     found |= new
     imported = {m for path in new for m in _imports(path, package)}
-    paths = {folder / f'{m}.py' for m in imported}
+    paths = {f / f'{m}.py' for m in imported for f in folders}
     new = {p for p in paths - found if p.is_file()}
   return hash_of_code([own, *sorted(found - {own})])
 

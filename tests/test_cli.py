@@ -77,6 +77,11 @@ def test_a_branch_from_the_end_of_its_parent(tmp_path, monkeypatch, capsys):
     (['--config={tmp}/empty.py'], 'has no get_config()'),
     (['--config={tmp}/raises.py'], "raises.py', line 2: ZeroDivisionError"),
     (['--config={tmp}/none.py'], 'returns no ConfigDict, but None'),
+    (['--config={tmp}/null.py'], "branch=None must be of type str, as in conf"),
+    (['--config={tmp}/half.py'], 'the config has no field seed; begin with co'),
+    (['--config={tmp}/bare.py'], 'the config has no field optimizer.name; beg'),
+    (['--config={tmp}/switch.py'], 'seed=True must be of type int, as in co'),
+    (['--config={tmp}/more.py'], 'nothing reads the field model.d_mode. Did y'),
     (['--config={tmp}/none.py:x'], "none.py': TypeError: get_config() takes 0"),
     (['--config=configs/debug.py:lion'], "'lion' is not a choice"),
     (['--config'], '--config has no value; for example'),
@@ -144,6 +149,15 @@ def test_a_mistake_is_one_sentence(
   (tmp_path / 'empty.py').write_text('')
   (tmp_path / 'raises.py').write_text('def get_config():\n  1 / 0\n')
   (tmp_path / 'none.py').write_text('def get_config():\n  pass\n')
+  for name, change in (
+    ('null', 'c.branch = None'), ('half', 'del c.seed'),
+    ('bare', 'del c.optimizer'), ('more', 'c.model.d_mode = 3'),
+    ('switch', 'c.seed = True'),
+  ):  # fmt: skip
+    (tmp_path / f'{name}.py').write_text(
+      'from configs import base\ndef get_config():\n  c = base.get_config()\n'
+      f'  with c.unlocked(), c.ignore_type():\n    {change}\n  return c\n'
+    )
   before = sorted(tmp_path.rglob('*'))
   given = [a.format(tmp=tmp_path) for a in arguments]
   code = _train(

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from launch.parts import emulation, stored
-from lm import averages, checkpoint, loop
+from lm import averages, checkpoint, log, loop
 from lm import run as run_lib
 from lm.errors import UserError
 from merging.engine import coefficients, moments, posthoc, stream
@@ -264,6 +264,18 @@ def test_mistakes(run, method, text, sentence):
 def test_windows_that_do_not_fit(run, text, window):
   with pytest.raises(UserError, match=f'window={window} must be from 1 to'):
     stored.plan(run, {'name': 'decay'}, text, window=window)
+
+
+def test_a_window_before_a_branch_began(run, tmp_path):
+  """Its learning rates are not those of the schedule of the branch."""
+  branch = tmp_path / 'branch'
+  shutil.copytree(run.path, branch)
+  config = {**log.read_config(branch), 'branch': f'{run.path}@20'}
+  log.write_json(branch / 'config.json', config)
+  branch = run_lib.Run(branch)
+  stored.plan(branch, emulation.parse_method('decay'), 'trackers', window=20)
+  with pytest.raises(UserError, match='begins at step 20; legal: at most 20'):
+    stored.plan(branch, emulation.parse_method('decay'), 'trackers', window=25)
 
 
 def test_the_command(run, monkeypatch, capsys):

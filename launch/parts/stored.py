@@ -42,7 +42,7 @@ def plan(
 
   Raises:
     UserError, ValueError: an unknown option; another method; nothing stored; a
-      learning rate that varied in the window.
+      learning rate that varied in the window, or a window that is not in it.
   """
   kind, _, options = text.partition(':')
   plans = {'moments': from_moments, 'trackers': from_trackers}
@@ -65,6 +65,12 @@ def plan(
     )
   window = emulation.checked_window(run.steps, end, window)
   if method['name'] == 'decay':
+    begun = int(run.config.branch.rpartition('@')[2] or 0)
+    if end - window < begun:
+      raise UserError(
+        f'window={window} reaches to step {end - window}, but {run.path} is a '
+        f'branch that begins at step {begun}; legal: at most {end - begun}.'
+      )
     rates = run.learning_rates()[max(end - window, 0) : end]
     emulation.check_constant(run, rates)
   elif (method['name'], kind) != ('power_ema', 'trackers'):
