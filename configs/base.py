@@ -100,7 +100,7 @@ def _surroundings(c: ConfigDict) -> None:
   # --- checkpoints and logs
   c.checkpoint = ConfigDict()
   c.checkpoint.every_steps = 100
-  c.checkpoint.keep_latest = 0  # newest checkpoints kept; 0 = all
+  c.checkpoint.keep_latest = 0  # newest kept, beside that of a stop; 0 = all
   c.checkpoint.keep_every_steps = 0  # kept for ever beside those; 0 = none
   c.checkpoint.mean = True  # mean of the parameters between two checkpoints
   c.checkpoint.moment = False  # and weighted by time: exact slopes in between

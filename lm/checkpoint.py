@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers as policies
 
-from lm import address, fingerprint, log, noise, processes
+from lm import address, fingerprint, keep, log, noise, processes
 from lm.errors import UserError
 from lm.state import TrainState
 
@@ -50,16 +49,10 @@ def items(state: TrainState) -> dict[str, Any]:
 class Checkpoints:
   """The checkpoints of one run directory, for the process that trains it."""
 
-  def __init__(
-    self, run: str | pathlib.Path, keep_latest: int = 0, keep_every: int = 0
-  ) -> None:
+  def __init__(self, run: str | pathlib.Path, knobs: Any = None) -> None:
+    """Opens them; `knobs`, a config.checkpoint, says which stay (all)."""
     self.run = pathlib.Path(run)
-    policy = None
-    if keep_latest:
-      policy = [policies.LatestN(keep_latest)]
-      if keep_every:
-        policy.append(policies.EveryNSteps(keep_every))
-      policy = policies.AnyPreservationPolicy(policy)
+    policy = keep.Policy(knobs) if knobs else None
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policy, cleanup_tmp_directories=True
     )

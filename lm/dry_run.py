@@ -7,7 +7,17 @@ import jax
 from ml_collections import ConfigDict
 from rich import console, table
 
-from lm import address, branch, loop, mesh, model, programs, restore, width
+from lm import (
+  address,
+  branch,
+  keep,
+  loop,
+  mesh,
+  model,
+  programs,
+  restore,
+  width,
+)
 
 
 def report(config: ConfigDict, workdir: str = '') -> None:
@@ -62,9 +72,7 @@ def _num_checkpoints(config, first):
   every = config.checkpoint.every_steps
   steps = range(first, config.num_steps)
   saved = {first, *(n for n in steps if n % every == 0), config.num_steps}
-  kept = sorted(saved)[-config.checkpoint.keep_latest :]
-  periodic = config.checkpoint.keep_every_steps
-  return len({*kept, *(s for s in saved if periodic and s % periodic == 0)})
+  return len(keep.steps_kept(saved, config.checkpoint))
 
 
 def _count(tree):

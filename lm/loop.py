@@ -177,8 +177,7 @@ def train(
   with lock, jax.set_mesh(built.mesh), Preemption() as preemption:
     processes.check_shared(run / card.LOCK)
     multipliers = step.multipliers(config)
-    keep = config.checkpoint.keep_latest, config.checkpoint.keep_every_steps
-    checkpoints = checkpoint.Checkpoints(run, *keep)
+    checkpoints = checkpoint.Checkpoints(run, config.checkpoint)
     earlier[kind] = built
     begins = like is None and config.num_steps not in steps
     if jax.default_backend() == 'cpu' and begins:

@@ -60,10 +60,14 @@ def test_losses_are_those_of_offline_merges(runs):
 
 
 def test_resume_reports_the_same(runs, tmp_path, monkeypatch):
-  config = helpers.config('schedule=constant', eval__merged=MERGED, **KNOBS)
-  with monkeypatch.context() as m:
-    m.setattr(loop.Preemption, 'reached', lambda self, n: n == 7)
-    assert loop.train(config, tmp_path) == 'preempted'
+  """Also where the checkpoints of two stops could push those of it out."""
+  config = helpers.config(
+    'schedule=constant', eval__merged=MERGED, checkpoint__keep_latest=3, **KNOBS
+  )
+  for at in (5, 7):
+    with monkeypatch.context() as m:
+      m.setattr(loop.Preemption, 'reached', lambda self, n, at=at: n == at)
+      assert loop.train(config, tmp_path) == 'preempted'
   loop.train(config, tmp_path)
   assert helpers.lines(tmp_path) == helpers.lines(runs['on'])
 

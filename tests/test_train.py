@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from lm import address, checkpoint, loop
+from lm import address, checkpoint, keep, loop
 from lm import run as run_lib
 from lm.errors import UserError
 from tests import helpers
@@ -137,3 +137,26 @@ def test_keep_policies(tmp_path):
   )  # fmt: skip
   loop.train(config, tmp_path)
   assert address.steps(tmp_path) == [0, 5, 10, 11, 12]
+
+
+@pytest.mark.parametrize(
+  ('saved', 'stay'),
+  [
+    ([0, 4, 8, 12], [4, 8, 12]),
+    ([0, 4, 8, 9, 11, 12], [4, 8, 12]),
+    ([0, 4, 8, 9, 11], [0, 4, 8, 11]),
+    ([0, 20, 24, 28, 30], [20, 24, 28, 30]),
+    ([0, 20, 24, 28, 32], [20, 24, 28, 32]),
+    ([], []),
+  ],
+)
+def test_stops_push_no_regular_checkpoints_out(saved, stay):
+  config = helpers.config(
+    checkpoint__every_steps=4, checkpoint__keep_latest=3,
+    checkpoint__keep_every_steps=20,
+  ).checkpoint  # fmt: skip
+  # 0 is a multiple of all.
+  assert keep.steps_kept(saved, config) == {*stay, *saved[:1]}
+  with config.unlocked():
+    config.keep_latest = 0
+  assert keep.steps_kept(saved, config) == {*saved}
