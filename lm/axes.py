@@ -6,6 +6,7 @@ inputs, outputs, a batch of matrices or heads, and how it is sharded.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -72,32 +73,44 @@ def partition_specs(axes: Any) -> Any:
   return jax.tree.map(lambda a: P(*(RULES[n] for n in a.names)), axes)
 
 
-def like_params(tree: Any, params: Any, values: Any, default: Any) -> Any:
+def like_params(
+  tree: Any,
+  params: Any,
+  values: Any,
+  default: Any,
+  factor: Callable[[Any, Any], Any] | None = None,
+) -> Any:
   """Gives each leaf of `tree` the value of the parameter it belongs to.
 
-  A leaf belongs to a parameter when its key path ends with the parameter's
-  path and the shapes agree: true for the moments of every optimizer, also
-  inside masks, chains and partitions.
+  A leaf belongs to a parameter when its key path holds the parameter's path:
+  true for the state of every optimizer, also inside masks, chains and
+  partitions.
 
   Args:
     tree: e.g. the abstract train state.
     params: the abstract parameters.
     values: one value per parameter, in the structure of `params`.
     default: for leaves that belong to none (counters, scalars).
+    factor: (value, leaf) -> the value of a leaf of another shape than its
+      parameter; None = the default.
   """
   flat, _ = jax.tree_util.tree_flatten_with_path(params)
   leaves = jax.tree.structure(params).flatten_up_to(values)
   known = {
-    (keys(path), leaf.shape): value
+    keys(path): (leaf.shape, value)
     for (path, leaf), value in zip(flat, leaves, strict=True)
   }
-  sizes = {len(path) for path, _ in known}
+  sizes = sorted({len(path) for path in known}, reverse=True)
 
   def find(path, leaf):
     at = keys(path)
     for n in sizes:
-      if (at[-n:], leaf.shape) in known:
-        return known[at[-n:], leaf.shape]
+      for i in range(len(at) - n, -1, -1):
+        if at[i : i + n] in known:
+          shape, value = known[at[i : i + n]]
+          if shape == leaf.shape:
+            return value
+          return factor(value, leaf) if factor else default
     return default
 
   return jax.tree_util.tree_map_with_path(find, tree)

@@ -138,6 +138,8 @@ def state_shardings(mesh: Mesh, axes: Any, state: Any, zero: int = 0) -> Any:
   """Returns a NamedSharding per leaf of an abstract train state.
 
   Moments and means lie like the parameter they belong to, counters everywhere.
+  What has another shape, as SOAP's factors, is spread over the axes over which
+  its parameter is, each along the first dimension that it divides.
   zero, the stage of ZeRO (1910.02054, section 5), spreads over `data` as well:
   1 moments and means, 2 gradients (`gradient_shardings`), 3 parameters.
   """
@@ -145,11 +147,26 @@ def state_shardings(mesh: Mesh, axes: Any, state: Any, zero: int = 0) -> Any:
     raise UserError(f'mesh.zero={zero} is no stage of ZeRO. Legal: 0 to 3.')
   shardings = param_shardings(mesh, axes, state.params)
   replicated = NamedSharding(mesh, P())
-  found = axes_lib.like_params(state, state.params, shardings, replicated)
+  found = axes_lib.like_params(
+    state, state.params, shardings, replicated, factor_sharding
+  )
   fields = ('opt_state', 'mean', 'averages', 'params')[: (0, 3, 3, 4)[zero]]
   return found.replace(
     **{k: _spread(getattr(found, k), getattr(state, k)) for k in fields}
   )
+
+
+def factor_sharding(sharding: NamedSharding, leaf: Any) -> NamedSharding:
+  """Returns that of a leaf that belongs to a parameter and has another shape.
+
+  Args:
+    sharding: of the parameter.
+    leaf: with a shape.
+  """
+  found = NamedSharding(sharding.mesh, P())
+  for axis in filter(None, sharding.spec):
+    found = _along(found, leaf, axis)
+  return found
 
 
 def gradient_shardings(mesh: Mesh, axes: Any, params: Any, zero: int) -> Any:
@@ -160,24 +177,26 @@ def gradient_shardings(mesh: Mesh, axes: Any, params: Any, zero: int) -> Any:
 
 
 def _spread(shardings: Any, leaves: Any) -> Any:
-  """Adds the data axis to the first dimension of each leaf that it divides.
-
-  By the leaf's own shape, so that factors of any rank are safe. `data` comes
-  last: what a device gets is a part of the parameter's shard that it has.
-  """
-
-  def one(sharding, leaf):
-    mesh, size = sharding.mesh, leaf.shape
-    spec = [*sharding.spec] + [None] * (len(size) - len(sharding.spec))
-    for i, names in enumerate(spec):
-      names = (names,) if isinstance(names, str) else names or ()
-      names = (*names, 'data')
-      if size[i] and size[i] % math.prod(mesh.shape[n] for n in names) == 0:
-        spec[i] = names
-        return NamedSharding(mesh, P(*spec))
-    return sharding
-
+  """Adds the data axis to the first dimension of each leaf that it divides."""
+  one = lambda sharding, leaf: _along(sharding, leaf, 'data')
   return jax.tree.map(one, shardings, leaves)
+
+
+def _along(sharding: NamedSharding, leaf: Any, axis: str) -> NamedSharding:
+  """Adds a mesh axis to the first dimension of a leaf that it divides.
+
+  By the leaf's own shape, so that factors of any rank are safe. The axis comes
+  last: what a device gets is a part of the shard that it had without.
+  """
+  mesh, size = sharding.mesh, leaf.shape
+  spec = [*sharding.spec] + [None] * (len(size) - len(sharding.spec))
+  for i, names in enumerate(spec):
+    names = (names,) if isinstance(names, str) else names or ()
+    names = (*names, axis)
+    if size[i] and size[i] % math.prod(mesh.shape[n] for n in names) == 0:
+      spec[i] = names
+      return NamedSharding(mesh, P(*spec))
+  return sharding
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

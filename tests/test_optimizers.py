@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 from lm import axes as lm_axes
+from lm import mesh as lm_mesh
 from lm import spec
 from lm.errors import UserError
 from optimizers.parts import decay, roles
@@ -258,14 +259,17 @@ def test_sharded_equals_single(name):
     knobs = jnp.full(3, LR), _float64(_floats(name))
     single = run(*knobs, params, grads)
     replicated = place(jax.sharding.PartitionSpec())
-    of_state = lm_axes.like_params(single[1], params, specs, replicated)
+    of_state = lm_axes.like_params(
+      single[1], params, specs, replicated, lm_mesh.factor_sharding
+    )
     sharded = jax.jit(run.__wrapped__, out_shardings=(specs, of_state))(
       *knobs, jax.device_put(params, specs), grads
     )
     _close(sharded, single, 1e-7, 1e-9)
   cut = lambda x: x.sharding.shard_shape(x.shape) != x.shape
-  leaves = jax.tree.leaves(sharded[0])
-  shapes = {x.shape for x in leaves if cut(x)}
-  shapes -= {x.shape for x in leaves if not cut(x)}  # one of them is meant
-  state = [x for x in jax.tree.leaves(sharded[1]) if x.shape in shapes]
-  assert all(map(cut, state)), 'a part of the state is not sharded'
+  must = lm_axes.like_params(
+    sharded[1], params, jax.tree.map(cut, sharded[0]), False,
+    lambda cut, leaf: cut and any(n and n % 2 == 0 for n in leaf.shape),
+  )  # fmt: skip
+  for x, wanted in zip(*map(jax.tree.leaves, (sharded[1], must)), strict=True):
+    assert cut(x) or not wanted, f'a part {x.shape} of the state is not sharded'

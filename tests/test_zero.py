@@ -52,7 +52,7 @@ def _state(name, scan, **knobs):
     ('adamw', False, {}, {('mu', 'table'): (4, 4), ('nu', 'head'): (1, 16)}),
     ('muon', True, {}, {('matrices', 'momentum', 'query'): (1, 2, 4)}),
     ('adafactor', True, {'min_dim_size_to_factor': 4},
-     {('v_col', 'table'): (4,)}),
+     {('v_col', 'table'): (2,)}),
     ('soap', True, {}, {('matrices', 'factors', 'query', 'nu'): (2, 8)}),
     ('normuon', True, {}, {('matrices', 'nu', 'query'): (1, 2, 1)}),
     ('dion', True, {'rank': 4}, {('matrices', 'buffer', 'query'): (1, 2, 4)}),
@@ -79,6 +79,19 @@ def test_any_state_spread_over_data_gives_the_same_numbers(
     found[tuple(n for n in names if n and not n.startswith('block'))] = shard
   for key, shard in pieces.items():
     assert found[key][-len(shard) :] == shard, (key, found[key])
+
+
+@pytest.mark.parametrize('name', spec.names('optimizers'))
+def test_states_are_sharded_like_their_parameters(name):
+  """A device of eight has an eighth of them, factors and bases among them.
+
+  Norm scales and counters are everywhere, in states as in parameters.
+  """
+  arg = f'optimizer={name}'
+  built = loop.build(helpers.config(arg, mesh__fsdp=8, mesh__data=1)).abstract
+  for tree in (built.params, built.mean, built.opt_state):
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    assert 8 * mesh.device_bytes(tree) < 1.04 * whole
 
 
 def test_golden_shards_of_two_matrices():
