@@ -1,5 +1,7 @@
 """Lion-K: Lion with any convex function in place of the absolute value."""
 
+import numbers
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,6 +9,23 @@ import optax
 from optimizers.lion import LionState
 from optimizers.parts import choices, kernels, roles, saturation
 from optimizers.parts.decay import descend, rate
+
+_DIVIDE = 'huber', 'logcosh', 'relativistic'
+# Of kernels whose gradients have no entries of one size.
+_WIDTH_POWERS = {
+  'l2': 0.0, 'group': -0.5, 'linf': 0.0, 'quadratic': 0.0, 'nuclear': 0.0
+}  # fmt: skip
+
+
+def width_power(*, kernel: str, epsilon: float) -> float:
+  """Of the rate over the width (lm/width.py), by K's gradient.
+
+  It keeps the spectral norm of the update for gradients of low rank, as those
+  of networks are; of 'nuclear' for all.
+  """
+  if kernel == 'lp':  # entries go as (m^2)^(1 / p - 1)
+    return 1 - 2 / epsilon
+  return _WIDTH_POWERS.get(kernel, -1.0)
 
 
 def lion_k(
@@ -34,14 +53,22 @@ def lion_k(
   each task. Where c rounds to 0 its sign can differ from optax.lion's.
   """
   choices.check('kernel', kernel, kernels.KERNELS)
-  if isinstance(b1, float) and isinstance(b2, float) and b1 > b2:
+  known = lambda *knobs: all(isinstance(x, numbers.Real) for x in knobs)
+  if known(b1, b2) and b1 > b2:
     raise ValueError(
       f'b1={b1} must not exceed b2={b2}: otherwise it is unknown what Lion-K '
       "minimises; optimizer 'lion' takes any two."
     )
-  if isinstance(b2, int | float) and b2 <= 0:
+  if known(b2) and b2 <= 0:
     raise ValueError(f'b2={b2} must exceed 0: see the algebra of Lion.')
-  if kernel == 'lp' and isinstance(epsilon, float) and epsilon <= 1:
+  if known(b1, b2) and not 0 <= b1 <= b2 <= 1:
+    raise ValueError(f'b1={b1} and b2={b2} must lie between 0 and 1.')
+  if kernel in _DIVIDE and known(epsilon) and epsilon <= 0:
+    raise ValueError(
+      f"epsilon={epsilon} must exceed 0 for kernel='{kernel}', which divides "
+      "by it; its limit is 'l1'."
+    )
+  if kernel == 'lp' and known(epsilon) and epsilon <= 1:
     raise ValueError(
       f"epsilon={epsilon} must exceed 1 for kernel='lp', whose p it is, for "
       "example 3; p = 1 is 'l1', p = 2 'l2'."

@@ -58,6 +58,7 @@ def soap(
   QR amplifies rounding: 20 steps on 1 and 4 devices differ by 1e-3 in the loss.
   """
   choices.at_least(1, refresh_every=refresh_every)
+  choices.at_least(0, max_dim=max_dim)
 
   def method(axes):
     return scale_by_soap(

@@ -221,6 +221,7 @@ def test_it_trains_a_toy(name):
     ('dion', 'rank', 2**31, 'is beyond int32'),
     ('ademamix', 'warmup_steps', -1, 'warmup_steps=-1 must be at least 0'),
     ('soap', 'refresh_every', 0, 'refresh_every=0 must be at least 1'),
+    ('soap', 'max_dim', -5, 'max_dim=-5 must be at least 0'),
   ],
 )
 def test_integers_out_of_range(name, knob, value, message):

@@ -197,6 +197,18 @@ def test_a_momentum_too_short_for_the_theory_is_refused():
     lion_k(0.1, b1=0.0, b2=0.0)
   with pytest.raises(ValueError, match=r'b2=0.0 must exceed 0'):
     lion(0.1, b2=0.0)
+  for b1, b2 in ((-0.5, 0.9), (0.5, 2.0), (-1, np.float32(0.9))):
+    with pytest.raises(ValueError, match='must lie between 0 and 1'):
+      lion_k(0.1, b1=b1, b2=b2)
+  with pytest.raises(ValueError, match='b1=1 must not exceed b2=0.8'):
+    lion_k(0.1, b1=1, b2=np.float32(0.9))
+
+
+@pytest.mark.parametrize('kernel', ['huber', 'logcosh', 'relativistic'])
+def test_an_epsilon_that_is_divided_by_is_not_zero(kernel):
+  with pytest.raises(ValueError, match='epsilon=0.0 must exceed 0 for kernel='):
+    lion_k(0.1, kernel=kernel, epsilon=0.0)
+  lion_k(0.1, kernel='soft', epsilon=0.0)
 
 
 def test_groups_are_the_inputs_of_a_neuron():

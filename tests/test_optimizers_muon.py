@@ -169,6 +169,16 @@ def test_weight_decay_bounds_the_operator_norm_of_muon():
   [
     (roles.Axes(('x',), 'matrix', (0,)), (3,), r'\(3,\).*matrix.* no matrix'),
     (roles.Axes(('x', 'y'), 'matrix', (), (1,)), (3, 4), 'is no matrix; legal'),
+    (
+      roles.Axes(('x', 'y', 'z'), 'matrix', (0,), (1,)),
+      (3, 4, 5),
+      r'batch=\(\) must have each dimension of .*shape \(3, 4, 5\) once',
+    ),
+    (
+      roles.Axes(('x', 'y'), 'matrix', (0,), (1, 0)),
+      (3, 4),
+      'dimension .*once',
+    ),
     (roles.Axes(('x',), 'bias'), (3,), "role='bias' does not exist; legal: '"),
     (roles.Axes(('x',), 'matrix', (0,)), (3, 4), 'name 1 dimensions'),
   ],

@@ -9,7 +9,8 @@ import pytest
 
 from lm import loop, model, spec, step, width
 from lm.errors import UserError
-from optimizers.parts import newton_schulz, roles, shape_scale
+from optimizers.lion_k import lion_k
+from optimizers.parts import kernels, newton_schulz, roles, shape_scale
 from tests import helpers
 from tests import optimizer_problem as problem
 
@@ -158,6 +159,23 @@ def test_their_updates_keep_their_spectral_norm(name):
     g = {'w': jax.random.normal(jax.random.key(d), (d, d))}
     norm[d] = np.linalg.norm(tx.update(g, tx.init(g), g)[0]['w'], 2)
   np.testing.assert_allclose(norm[128], norm[32], rtol=0.15)
+
+
+@pytest.mark.parametrize('kernel', sorted(kernels.KERNELS))
+def test_updates_of_lion_k_keep_their_spectral_norm(kernel):
+  """Of a gradient of rank one, whose sign has a norm as its width."""
+  norm, knobs = (
+    {},
+    {'kernel': kernel, 'epsilon': 3.0 if kernel == 'lp' else 0.5},
+  )
+  for d in (64, 256):
+    given = {f'optimizer__{k}': v for k, v in knobs.items()}
+    config = _config(d, 64, 'optimizer=lion_k', **given)
+    tx = lion_k(width.factors(config)['matrix'][0], decay='none', **knobs)
+    a, b = (jax.random.normal(jax.random.key(i), (d,)) for i in (d, d + 1))
+    g = {'w': jnp.outer(a, b) / (d if kernel == 'quadratic' else 1)}
+    norm[d] = np.linalg.norm(tx.update(g, tx.init(g), g)[0]['w'], 2)
+  np.testing.assert_allclose(norm[256], norm[64], rtol=0.15)
 
 
 @pytest.mark.parametrize('rule', sorted(width.DECAYS))

@@ -73,6 +73,13 @@ def _checked(x, axes):
       f'axes {axes.names} name {len(axes.names)} dimensions of a parameter of '
       f'shape {jnp.shape(x)}.'
     )
+  dims = sorted((*axes.inputs, *axes.outputs, *axes.batch))
+  both = axes.inputs and axes.outputs  # or it is no matrix: `to_matrices`
+  if both and dims != list(range(jnp.ndim(x))):
+    raise ValueError(
+      f'axes inputs={axes.inputs}, outputs={axes.outputs}, batch={axes.batch} '
+      f'must have each dimension of a parameter of shape {jnp.shape(x)} once.'
+    )
   return axes
 
 
