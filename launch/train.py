@@ -68,6 +68,12 @@ def _after(workdir: str) -> str:
   from lm.run import Run
 
   run = Run(workdir)
+  bad = run.metrics.get('train/bad_steps')
+  if bad is not None and (count := int(bad.value[-1])):
+    print(
+      f'warning: the gradient or loss of {count} steps was not finite; they '
+      f'were skipped (train/bad_steps in {workdir}/metrics.jsonl).'
+    )
   parent = run.meta['parent'].rpartition('@')[0]
   there = pathlib.Path(parent, 'config.json').is_file()
   if _CONFIG.value.branch and parent and there:

@@ -189,6 +189,16 @@ def test_the_config_of_a_run_makes_the_run_again(tmp_path, monkeypatch, capsys):
   }  # fmt: skip
 
 
+def test_steps_that_were_skipped_are_told(tmp_path, monkeypatch, capsys):
+  given = ['--config=configs/debug.py', '--config.learning_rate=1e30']
+  given += ['--config.num_steps=6', '--config.eval.every_steps=0', _ONE_LAYER]
+  assert _train(*given, f'--workdir={tmp_path}', monkeypatch=monkeypatch) == 0
+  bad = int(run_lib.Run(tmp_path).metrics['train/bad_steps'].value[-1])
+  assert bad > 2
+  output = capsys.readouterr().out
+  assert f'warning: the gradient or loss of {bad} steps was not fin' in output
+
+
 def test_dry_run_prints_and_creates_nothing(tmp_path, monkeypatch, capsys):
   arguments = [
     '--config=configs/debug.py', '--dry_run', f'--workdir={tmp_path}/a'
