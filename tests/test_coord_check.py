@@ -1,5 +1,7 @@
 """launch.coord_check: activations and singular values over the width."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -123,6 +125,11 @@ def test_the_command(monkeypatch, capsys, tmp_path):
   assert code == 0
   text = capsys.readouterr().out
   assert '2 x base width 16: matrices initial std x0.7071' in text
+  rows = re.findall(r'│ (\w+) +│ +([\d.]+) │ +([\d.]+) │ ([-+.\d]+) │', text)
+  assert len(rows) == 18
+  for _, small, large, slope in rows:
+    want = np.log2(float(large) / float(small))
+    assert float(slope) == pytest.approx(want, abs=0.02)
   assert 'steps x learning rate x weight decay: 0.0006, 0.00042;' in text
   assert text.index('top singular value before') < text.index('value after')
   assert text.endswith(

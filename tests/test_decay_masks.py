@@ -105,6 +105,8 @@ def test_random_masks_have_their_rates():
   assert not _decayed('random:0', x, u).any()
   assert _decayed('random:1', x, u).all()
   assert _decayed('random-matched', x, x).all()
+  # As often as 'cautious', whose mask holds where u x is zero.
+  assert _decayed('random-matched', x, jnp.zeros_like(x)).all()
 
 
 def test_random_masks_differ_between_parameters_and_not_between_runs():

@@ -140,6 +140,16 @@ def test_the_gap_vanishes_at_the_minimum_and_skips_what_is_outside():
     assert found['lion/inside/matrix'] == 0.5
 
 
+def test_saturated_is_what_is_near_the_bound():
+  x = jnp.array([[0.94, -0.96], [0.5, 1.0]]) / 0.7
+  measure = lambda mode: saturation.measure(
+    'l1', x, {'mu': x}, None, weight_decay=0.7, decay=mode
+  )
+  for mode in ('decoupled', 'cautious', 'corrected'):
+    assert measure(mode)['lion/saturated/matrix'] == 0.5
+  assert measure('coupled') == measure('none') == {}  # no bound
+
+
 def test_a_parameter_with_rates_of_its_own():
   """wd of a width rule counts; 'independent' is relative to its own peak."""
   x, m = jnp.asarray(problem.normal((2, 3, 4))[:2], jnp.float32)

@@ -91,6 +91,27 @@ def test_variance_falls_if_exact_and_rises_if_approximate():
   np.testing.assert_allclose(exact[0], approximate[0], rtol=1e-9)
 
 
+@pytest.mark.parametrize('make', [mars, marsm])
+@pytest.mark.parametrize('clip', [True, False])
+def test_the_exact_correction_is_clipped_as_the_other(make, clip):
+  """c has norm 1 at most, so gradients a thousand times larger do the same."""
+  with jax.enable_x64(True):
+    x = {'w': jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)))}
+    moves = []
+    for scale in (1.0, 1000.0):
+      tx = make(0.1, form='exact', clip=clip, decay='none')
+      state, params = tx.init(x), x
+      for g in (x['w'], x['w'] ** 2):
+        now, old = {'w': scale * g}, {'w': scale * jnp.cos(g)}
+        u, state = tx.update(now, state, params, previous_grads=old)
+        params = optax.apply_updates(params, u)
+      field = 'momentum' if make is marsm else 'mu'
+      found = optax.tree_utils.tree_get_all_with_path(state.inner, field)
+      moves.append(jax.tree.leaves([x for _, x in found])[0])
+  ratio = np.linalg.norm(moves[1]) / np.linalg.norm(moves[0])
+  assert ratio == pytest.approx(1 if clip else 1000, rel=0.2)
+
+
 def _momenta(gamma, clip, grads):
   """c and m of the approximate form, float64."""
   with jax.enable_x64(True):

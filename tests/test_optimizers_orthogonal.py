@@ -36,6 +36,24 @@ def test_golden_normuon_in_both_layouts():
   np.testing.assert_allclose(rms, 0.539180, atol=1e-6)
 
 
+def test_normuon_over_steps_by_its_formula():
+  """By numpy: two steps see the mean of squares, at its default too."""
+  for knobs, b2 in (({}, 0.95), ({'neuron_b2': 0.7}, 0.7)):
+    x, m, v = W0.copy(), 0.0, 0.0
+    for g in M:
+      m = 0.95 * m + 0.05 * g
+      u, s, w = np.linalg.svd(0.05 * g + 0.95 * m, full_matrices=False)
+      s = s / (np.linalg.norm(s) + 1e-8)
+      for a, b, c in newton_schulz.PRESETS['keller'].rows * 5:
+        s = a * s + b * s**3 + c * s**5
+      o = (u * s) @ w
+      v = b2 * v + (1 - b2) * (o**2).mean(1, keepdims=True)
+      p = o / (np.sqrt(v) + 1e-10)
+      x = x - 0.02 * (p * np.linalg.norm(o) / np.linalg.norm(p) + 0.1 * x)
+    got = problem.run(normuon(0.02, TORCH, **knobs), W0, M)[-1]
+    np.testing.assert_allclose(got, x, atol=1e-9)
+
+
 def _numpy_adamuon(x, grads, lr, mu, wd):
   """2 x 3 and wider: no transposition, by the SVD."""
   m, v = np.zeros_like(x), np.zeros_like(x)

@@ -51,7 +51,7 @@ def test_the_competing_rules_at_eight_times_the_width(rule, top, shrink):
 
 
 def test_factors_go_to_roles():
-  config = _config(64, 32, width__embedding_decay=0.0)
+  config = _config(64, 32, width__embedding_decay=0.0, width__head_decay=3.0)
   axes = loop.build(config).model.axes
   found = {}
   for path, a in jax.tree_util.tree_leaves_with_path(axes):
@@ -59,7 +59,8 @@ def test_factors_go_to_roles():
   assert found == {
     (0.5, 2**0.5): {'q', 'k', 'v', 'o', 'gate', 'up', 'down'},
     (1.0, 0.0): {'embedding'},
-    (1.0, 1.0): {'head', 'attn_norm', 'mlp_norm', 'final_norm'},
+    (1.0, 3.0): {'head'},
+    (1.0, 1.0): {'attn_norm', 'mlp_norm', 'final_norm'},
   }
 
 
