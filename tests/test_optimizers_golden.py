@@ -1,9 +1,10 @@
 """AdamW, Lion, Muon and Signum against figures, NumPy and Optax, in float64.
 
 The figures were computed with the authors' published PyTorch code (cautious
-decay: microsoft/dion; Muon: KellerJordan/Muon) or Optax, in float64. If one of
-these tests fails after a change, the change altered the method: say so in the
-CHANGELOG, or undo it.
+decay: microsoft/dion; Muon: KellerJordan/Muon, but with the 1e-8 of this project
+where it adds 1e-7 to norms, which is 1e-8 in the result) or Optax, in float64.
+If one of these tests fails after a change, the change altered the method: say
+so in the CHANGELOG, or undo it.
 """
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from lm import spec
 from optimizers.adamw import adamw
 from optimizers.lion import lion
 from optimizers.muon import muon
@@ -251,3 +253,31 @@ def test_decay_below_what_bfloat16_resolves_acts_on_float32_parameters():
       np.testing.assert_allclose(
         optax.apply_updates(x, updates).astype(jnp.float32), want, rtol=1e-7
       )
+
+
+# What the papers or their authors' programs say; other knobs are ours.
+DEFAULTS = {
+  'adafactor': {'decay_rate': 0.8, 'clipping_threshold': 1.0},  # 1804.04235
+  'adamuon': {'momentum': 0.95, 'ns_steps': 5},  # 2507.11005
+  'ademamix': {'b1': 0.9, 'b2': 0.999, 'b3': 0.9999, 'alpha': 8.0},
+  'cautious_adamw': {'normalization': 'mean'},  # 2411.16085
+  'dion': {'momentum': 0.95, 'scale': 'spectral'},  # 2504.05295
+  'lion': {'b1': 0.9, 'b2': 0.99},  # 2302.06675
+  'lion_k': {'b1': 0.9, 'b2': 0.99},  # 2310.05898
+  'mars': {'gamma': 0.025, 'b1': 0.95, 'b2': 0.99, 'clip': True,
+           'weight_decay': 0.1},  # 2411.10438
+  'marsm': {'gamma': 0.025, 'momentum': 0.95, 'b1': 0.9, 'b2': 0.95,
+            'scale': 'moonlight'},  # 2510.21800
+  'muon': {'momentum': 0.95, 'nesterov': True, 'ns_steps': 5,
+           'coefficients': 'keller', 'scale': 'keller'},  # Keller Jordan, 2024
+  'normuon': {'momentum': 0.95, 'neuron_b2': 0.95},  # 2510.05491
+  'prodigy': {'b1': 0.9, 'b2': 0.999, 'd0': 1e-6, 'weight_decay': 0.0},
+  'scion': {'momentum': 0.9, 'radius': 50.0, 'head_radius': 3000.0},
+  'soap': {'b1': 0.95, 'b2': 0.95, 'nu_b2': 0.95, 'shampoo_b2': 0.95,
+           'refresh_every': 10, 'max_dim': 10_000, 'weight_decay': 0.01},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', DEFAULTS)
+def test_defaults_are_those_of_the_papers(name):
+  assert spec.knobs('optimizers', name).items() >= DEFAULTS[name].items()

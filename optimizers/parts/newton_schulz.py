@@ -134,7 +134,7 @@ def orthogonalize(
 
 
 def _direct(xs, rows, product):
-  """steps (4 M^2 N + 2 M^3) flops; in two blocks 3 M^2 N + 3/2 M^3.
+  """steps (4 M^2 N + 2 M^3) flops; in two blocks 7/2 M^2 N + 3/2 M^3.
 
   A loop: as fast as unrolled, and less to compile.
   """
