@@ -100,13 +100,13 @@ def test_the_exact_correction_is_clipped_as_the_other(make, clip):
     moves = []
     for scale in (1.0, 1000.0):
       tx = make(0.1, form='exact', clip=clip, decay='none')
-      state, params = tx.init(x), x
+      held, params = tx.init(x), x
       for g in (x['w'], x['w'] ** 2):
         now, old = {'w': scale * g}, {'w': scale * jnp.cos(g)}
-        u, state = tx.update(now, state, params, previous_grads=old)
+        u, held = tx.update(now, held, params, previous_grads=old)
         params = optax.apply_updates(params, u)
       field = 'momentum' if make is marsm else 'mu'
-      found = optax.tree_utils.tree_get_all_with_path(state.inner, field)
+      found = optax.tree_utils.tree_get_all_with_path(held.inner, field)
       moves.append(jax.tree.leaves([x for _, x in found])[0])
   ratio = np.linalg.norm(moves[1]) / np.linalg.norm(moves[0])
   assert ratio == pytest.approx(1 if clip else 1000, rel=0.2)

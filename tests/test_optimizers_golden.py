@@ -1,10 +1,10 @@
 """AdamW, Lion, Muon and Signum against figures, NumPy and Optax, in float64.
 
 The figures were computed with the authors' published PyTorch code (cautious
-decay: microsoft/dion; Muon: KellerJordan/Muon, but with the 1e-8 of this project
-where it adds 1e-7 to norms, which is 1e-8 in the result) or Optax, in float64.
-If one of these tests fails after a change, the change altered the method: say
-so in the CHANGELOG, or undo it.
+decay: microsoft/dion; Muon: KellerJordan/Muon, with the 1e-8 of this project in
+place of its 1e-7, which is 1e-8 in the result) or Optax, in float64. If one of
+these tests fails after a change, the change altered the method: say so in the
+CHANGELOG, or undo it.
 """
 
 import jax

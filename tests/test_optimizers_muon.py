@@ -110,9 +110,7 @@ def test_which_leaf_muon_treats_as_a_matrix(scan):
 
 @pytest.mark.parametrize(
   'make',
-  # Adafactor has one RMS for a stack, as it says.
-  [spec.get('optimizers', n) for n in spec.names('optimizers')
-   if n != 'adafactor']
+  [spec.get('optimizers', n) for n in spec.names('optimizers')]
   + [lambda lr, ax: nap(spectral_penalty(sgdw(lr, ax), ax, 0.1), ax)],
 )  # fmt: skip
 def test_scanned_equals_unrolled(make):
