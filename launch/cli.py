@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 
 from launch.parts import fields
 from lm import noise, spec
-from lm.errors import UserError, did_you_mean, of_code
+from lm.errors import FULL, UserError, did_you_mean, of_code
 
 ROOT = pathlib.Path(__file__).parents[1]
 PARSERS = {bool: (flags.BooleanParser(), 'true or false'),
@@ -117,11 +117,11 @@ def _of_library(e: Exception) -> str:
 
 def _no_space(e: Exception) -> str:
   """Returns the sentence for a full disk, or ''."""
-  if 'No space left on device' not in str(e):
+  if not (found := FULL.search(str(e))):
     return ''
   place = re.search(r"""["']([^"']*/[^"']*)["']""", str(e))
   where = f' for {place[1]}' if place else ''
-  return f'no space left on device{where}; with some, the same command goes on.'
+  return f'{found[0].lower()}{where}; make room and the same command goes on.'
 
 
 def load_config(text: str) -> ConfigDict:
@@ -155,6 +155,7 @@ def load_module(path: str) -> types.ModuleType:
     raise UserError(f"'{path}' {what}.{did_you_mean(path, known)}")
   if not path.endswith('.py'):
     raise UserError(f"'{path}' is not a .py config or a run's config.json.")
+  sys.path.append(str(pathlib.Path(path).parent))  # what lies beside it
   module_spec = importlib.util.spec_from_file_location('config_file', path)
   module = importlib.util.module_from_spec(module_spec)
   with of_code(path):

@@ -43,7 +43,7 @@ def main() -> None:
     _write(run, config, params)
   number = sum(x.size for x in tensors.values())
   print(f'wrote {_WORKDIR.value}: {number:,} parameters of {folder}')
-  out = _WORKDIR.value
+  out = _WORKDIR.value.rstrip('/')
   given = f'--config={out}/config.json', f'--config.init={out}'
   command = ['python', '-m', 'launch.train', *given, f'--workdir={out}-tuned']
   print(f'Next: {shlex.join(command)}')

@@ -40,7 +40,7 @@ def begin(config: ConfigDict, run: pathlib.Path | None = None) -> int:
     return 0
   stored = run and (run / 'config.json').is_file()
   begun = log.read_config(run)['branch'] if stored else ''
-  if begun and config.branch in (begun, begun.rpartition('@')[0]):
+  if begun and _place(config.branch) in (_place(begun), _place(begun)[:1]):
     config.branch = begun
     if address.steps(run):
       data = log.read_config(run)['branch_data']
@@ -99,6 +99,12 @@ def begin(config: ConfigDict, run: pathlib.Path | None = None) -> int:
       "never began them again (branch_data=continue), or data.order=''."
     )
   return step
+
+
+def _place(text):
+  """('RUN', 'STEP') or ('RUN',), however the path is written."""
+  path, _, step = text.rpartition('@') if '@' in text else (text, '', '')
+  return (pathlib.Path(path).resolve(), *filter(None, [step]))
 
 
 def data_offset(config: Mapping[str, Any]) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import pathlib
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,10 @@ _REMEDIES = {
 
 class UserError(ValueError):
   """One clear sentence with the offending value and the legal ones."""
+
+
+# What systems say of a disk that takes no more.
+FULL = re.compile('No space left on device|Disk quota exceeded|File too large')
 
 
 def did_you_mean(word: str, legal: Iterable[str]) -> str:

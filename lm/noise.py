@@ -8,12 +8,14 @@ import sys
 import threading
 from typing import Any
 
+from lm.errors import FULL
+
 _SAID = re.compile(
   # Orbax, when one item is read without its whole checkpoint. Of a damaged one,
   # lm/checkpoint.py's Damaged says it.
   r'Metadata file does not exist|Failed to get item metadata'
   # Orbax, of a full disk: dozens of tracebacks beside the one that is raised.
-  r'|.*No space left on device|.*Save Finalize thread'
+  rf'|.*({FULL.pattern})|.*Save Finalize thread'
   r'|.*cannot schedule new futures after shutdown',
   re.DOTALL,
 )

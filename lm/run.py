@@ -97,6 +97,11 @@ class Run:
   def mean(self, step: int) -> Any:
     """Returns the mean of the iterates of the interval that ends at `step`."""
     ref = address.locate(f'{self.path}@{step}')
+    begun = int(self.config.branch.rpartition('@')[2] or 0)
+    if step == begun:
+      raise UserError(
+        f'{self.path} begins at step {begun}: no mean ends there.'
+      )
     path = address.item(ref.run, step, 'mean')
     if not path.is_dir():
       raise UserError(f'{self.path} has no means: checkpoint.mean=False.')

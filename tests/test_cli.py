@@ -189,6 +189,17 @@ def test_the_config_of_a_run_makes_the_run_again(tmp_path, monkeypatch, capsys):
   }  # fmt: skip
 
 
+def test_a_config_may_import_what_lies_beside_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  (tmp_path / 'zz_beside.py').write_text('STEPS = 7\n')
+  (tmp_path / 'mine.py').write_text(
+    'import zz_beside\nfrom configs import base\n'
+    'def get_config():\n  c = base.get_config()\n'
+    '  c.num_steps = zz_beside.STEPS\n  return c\n'
+  )
+  assert cli.load_config(f'{tmp_path}/mine.py').num_steps == 7
+
+
 def test_steps_that_were_skipped_are_told(tmp_path, monkeypatch, capsys):
   given = ['--config=configs/debug.py', '--config.learning_rate=1e30']
   given += ['--config.num_steps=6', '--config.eval.every_steps=0', _ONE_LAYER]
@@ -368,9 +379,14 @@ def test_the_pod_recipe_passes_flags_on(tmp_path):
     (MemoryError(), 'not enough memory'),
     (
       RuntimeError('in "/a/b": No space left on device'),
-      'no space left on device for /a/b; with some, the same command goes on.',
+      'no space left on device for /a/b; make room and the same command goes on.',
     ),
-    (OSError(28, 'No space left on device'), 'no space left on device; with'),
+    (OSError(28, 'No space left on device'), 'no space left on device; make'),
+    (
+      OSError(122, 'Disk quota exceeded', '/a/b'),
+      'disk quota exceeded for /a/b',
+    ),
+    (RuntimeError('x: File too large'), 'file too large; make room and'),
     (RuntimeError('a bug'), None),
   ],
 )

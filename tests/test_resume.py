@@ -254,8 +254,8 @@ def test_a_branch_continues_data_that_its_parent_began_again(whole, tmp_path):
     assert both.size == 4
     old = before.value[before.step >= step]
     np.testing.assert_array_equal(old, after.value[: old.size])
-  # At a resume it is the same run, whatever word is given for it.
-  again = helpers.config(branch=f'{tmp_path}/c@12', num_steps=16)
+  # At a resume it is the same run, whatever word and path are given for it.
+  again = helpers.config(branch=f'{tmp_path}/./c/@12', num_steps=16)
   assert loop.train(again, tmp_path / 'd') == 'done'
   again.branch_data = 'restart'
   with pytest.raises(UserError, match='another branch_data'):

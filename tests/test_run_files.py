@@ -128,6 +128,10 @@ def test_an_edited_checkpoint_meta_is_one_sentence(run, value):
   _edit(address.item(run, 12, 'meta') / 'metadata', 'mean_start', value)
   with pytest.raises(ValueError, match='metadata. cannot be read'):
     sources.mean_steps(run, end=12, window=8)
+  with pytest.raises(ValueError, match='window=-8 must be at least 1'):
+    sources.mean_steps(run, end=12, window=-8)
+  with pytest.raises(UserError, match='begins at step 0: no mean ends there'):
+    run_lib.Run(run).mean(0)
 
 
 def test_cut_files_of_a_run_are_one_sentence(run):

@@ -133,8 +133,8 @@ def mistake(
 ) -> ValueError:
   """Returns the sentence of `named`."""
   reason = str(error).split(' [', 1)[0]
-  if 'No space left on device' in str(error):
-    reason = 'No space left on device'
+  for full in ('No space left on device', 'Disk quota exceeded'):
+    reason = full if full in str(error) else reason
   leaf = 'a leaf' if name == 'all' else f"leaf '{name}'"
   return ValueError(f"{leaf} of '{path}' cannot be {done}: {reason}")
 

@@ -65,6 +65,8 @@ def mean_steps(run: str | pathlib.Path, *, end: int, window: int) -> list[int]:
     ValueError: a knot is no checkpoint or has no mean, or the window does not
       begin at a knot.
   """
+  if window < 1:
+    raise ValueError(f'window={window} must be at least 1.')
   knots, steps = [end], saved(run)
   while knots[-1] > end - window:
     step = knots[-1]
