@@ -27,9 +27,9 @@ from launch import cli
 from lm import checkpoint, loop, step
 
 _SIZE = flags.DEFINE_string('size', 'small', 'of configs/sizes.py')
-_TURNS = flags.DEFINE_integer('turns', 5, 'of each measurement')
-_BATCH = flags.DEFINE_integer('batch_size', 0, '0: that of the size')
-_BESIDE = flags.DEFINE_integer('beside', 4, 'steps beside the writing')
+_TURNS = flags.DEFINE_integer('turns', 5, 'of each measurement', 1)
+_BATCH = flags.DEFINE_integer('batch_size', 0, '0: that of the size', 0)
+_BESIDE = flags.DEFINE_integer('beside', 4, 'steps beside the writing', 1)
 
 
 def timed(function):

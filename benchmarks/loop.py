@@ -1,7 +1,8 @@
 r"""What the training loop costs beside its bare step, and how fast the step is.
 
   python -m benchmarks.loop [--sizes=nano,tiny] [--num_steps=40]
-  python -m benchmarks.loop --sizes=124m,350m,1b --batch_size=32   (on a GPU)
+  python -m benchmarks.loop --sizes=124m,350m,1b --batch_size=32 \
+      --seq_len=1024   (on a GPU)
 
 `bare` are steps on one batch that the device has, waited for at the end. `loop`
 is launch.train as it is: it reads every batch, writes every metric and saves at
@@ -11,7 +12,8 @@ compilation, evaluation or the last save. They take turns; ratios are those of a
 turn. FLOPs are 6 per parameter of the matrices and token and the attention
 products (`lm.model.flops_per_token`), whatever is computed again. Their rate
 is divided by the peak in bfloat16 of all devices (MFU) or, where that is not
-known, as on a CPU, by the rate of a product of large float32 matrices.
+known, as on a CPU, by the rate of a product of large matrices in the model's
+dtype.
 """
 
 import contextlib
@@ -33,6 +35,7 @@ from lm import loop, mesh, model, step
 
 _SIZES = flags.DEFINE_list('sizes', ['nano', 'tiny'], 'of configs/sizes.py')
 _BATCH = flags.DEFINE_integer('batch_size', 0, "0 = the size's own", 0)
+_SEQ_LEN = flags.DEFINE_integer('seq_len', 0, "0 = the size's own", 0)
 _STEPS = flags.DEFINE_integer('num_steps', 40, 'of each turn', 4)
 _SAVE = flags.DEFINE_integer('save_every', 20, 'steps between saves', 1)
 _TURNS = flags.DEFINE_integer('turns', 5, 'of bare steps and loop', 1)
@@ -42,6 +45,7 @@ _SIDE = 4096  # of the matrices whose product stands for the peak
 def get_config(size: str):
   config = base.get_config(f'size={size}')
   config.batch_size = _BATCH.value or config.batch_size
+  config.seq_len = _SEQ_LEN.value or config.seq_len
   config.num_steps, config.eval.every_steps = _STEPS.value, 0
   config.checkpoint.every_steps = _SAVE.value
   return config
@@ -72,9 +76,9 @@ def looped(config, earlier) -> float:
   return statistics.fmean(tokens / rate for rate in rates if rate)
 
 
-def product_rate() -> float:
-  """Returns FLOP/s of a product in float32: the best of five."""
-  x = jnp.ones((_SIDE, _SIDE))
+def product_rate(dtype: str) -> float:
+  """Returns FLOP/s of a product: the best of five."""
+  x = jnp.ones((_SIDE, _SIDE), dtype)
   multiply = jax.jit(jnp.dot)
   seconds = []
   for _ in range(6):
@@ -103,7 +107,7 @@ def main() -> None:
     for _ in range(_TURNS.value):
       alone = bare(config, built)
       pairs.append((alone, looped(config, earlier)))
-      used.append(flops / alone / (peak or product_rate()))
+      used.append(flops / alone / (peak or product_rate(config.model.dtype)))
     print(
       f'| {size} | {tokens:,} | {results.spread([1e3 * a for a, _ in pairs])} '
       f'| {results.spread(used)} | {results.spread([b / a for a, b in pairs])} '

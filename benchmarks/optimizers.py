@@ -37,7 +37,7 @@ from lm.errors import UserError, did_you_mean
 from optimizers.parts import roles
 
 _SIZE = flags.DEFINE_string('size', 'small', 'a size of configs/sizes.py')
-_REPEATS = flags.DEFINE_integer('repeats', 7, 'turns of each program')
+_REPEATS = flags.DEFINE_integer('repeats', 7, 'turns of each program', 1)
 _TOGETHER = flags.DEFINE_integer(
   'together', 18, 'programs that take turns, and are in memory', 1
 )

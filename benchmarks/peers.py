@@ -5,9 +5,11 @@ r"""Training steps on this machine beside nanodo and nanoGPT.
 
 PEERS has checkouts `nanodo` (google-deepmind) and `nanoGPT` (karpathy, needs
 torch); what is missing there is named and left out. Each contender is a process
-of its own that stays alive: the turns alternate, so that other work on the
-machine hits all alike; ratios are those of a turn. `first loss` is the time
-from the start of a process with an empty compilation cache, and once more.
+of its own that stays alive: the turns alternate, and ratios are those of one.
+Other work on the machine does not hit all alike: torch's threads wait for each
+other, and at a load of 5 to 8 ours over it was ten times as large. So the load
+before each size is printed. `first loss` is the time from the start of a
+process with an empty compilation cache, and once more.
 
 All take AdamW steps on random tokens with the same depth, widths and heads, in
 the dtype of the size: float32 for tiny and small (nanoGPT: bfloat16 on a GPU).
@@ -34,13 +36,14 @@ from rich.console import Console
 
 from benchmarks import results
 from launch import cli
+from lm.errors import UserError, did_you_mean
 
 ROOT = pathlib.Path(__file__).parents[1]
 _PEER_DIR = flags.DEFINE_string('peer_dir', '', 'folder of the checkouts')
 _SIZES = flags.DEFINE_list('sizes', ['tiny', 'small'], 'of configs/sizes.py')
 _TURNS = flags.DEFINE_integer('turns', 5, 'of each contender', 1)
 _BATCH = flags.DEFINE_integer('batch_size', 0, "0 = the size's own", 0)
-_SECONDS = flags.DEFINE_float('seconds', 5.0, 'of each turn')
+_SECONDS = flags.DEFINE_float('seconds', 5.0, 'of each turn', 0.01)
 _CONTENDER = flags.DEFINE_string('contender', '', 'internal: one contender')
 
 
@@ -186,6 +189,7 @@ class Process:
   """A contender that runs, and how long it took to its first loss."""
 
   def __init__(self, name: str, size: str, cache: pathlib.Path):
+    self.name = name
     folder = pathlib.Path(_PEER_DIR.value) / CONTENDERS[name][1]
     path = [str(ROOT), *([str(folder)] if CONTENDERS[name][1] else [])]
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(path)}
@@ -213,7 +217,9 @@ class Process:
   def turn(self) -> float:
     self._process.stdin.write('go\n')
     self._process.stdin.flush()
-    return float(self._line())
+    if not (line := self._line()):
+      raise UserError(f'{self.name} has ended between two turns.')
+    return float(line)
 
   def stop(self) -> None:
     self._process.stdin.close()
@@ -235,6 +241,8 @@ def compare(size: str, names: list[str], turns: int) -> table.Table:
         continue
       why = (cache / 'stderr').read_text().strip().rpartition('\n')[2]
       print(f'{size}: {name} did not start and is left out: {why}')
+  if 'lmopt' not in running:
+    raise UserError(f'{size}: without lmopt there is nothing to compare.')
   rates = {name: [] for name in running}
   for _ in range(turns):
     for name, process in running.items():
@@ -266,6 +274,9 @@ def compare(size: str, names: list[str], turns: int) -> table.Table:
 @results.entry('training steps of peers')
 def main() -> None:
   if _CONTENDER.value:
+    if _CONTENDER.value not in CONTENDERS:
+      hint = did_you_mean(_CONTENDER.value, CONTENDERS)
+      raise UserError(f"--contender='{_CONTENDER.value}' is unknown.{hint}")
     contend(_CONTENDER.value, _SIZES.value[0], _SECONDS.value)
     return
   names = []
@@ -277,6 +288,7 @@ def main() -> None:
   for size in _SIZES.value:
     configured('lmopt', size)  # refuses an unknown one
   for size in _SIZES.value:
+    print(f'load of this machine: {os.getloadavg()[0]:.1f}')
     Console().print(compare(size, names, _TURNS.value))
 
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
+from lm.errors import UserError
+
 _KEYS = ('model name', 'cpu family')
 _RESULTS = pathlib.Path(__file__).with_name('RESULTS.md')
 
@@ -31,6 +33,7 @@ def entry(title: str) -> Callable[..., Callable]:
   def decorate(main):
     @functools.wraps(main)
     def wrapped(*args):
+      _check_lists()
       if not write.value:
         return main(*args)
       printed = _Copy()
@@ -44,6 +47,16 @@ def entry(title: str) -> Callable[..., Callable]:
   return decorate
 
 
+def _check_lists():
+  """Refuses an empty list of what is to be measured."""
+  for flag in flags.FLAGS.flags_by_module_dict().get(sys.argv[0], []):
+    listed = isinstance(flag.parser, flags.ListParser)
+    if listed and flag.default and not any(flag.value):
+      raise UserError(
+        f'--{flag.name} is empty; by default it is {",".join(flag.default)}.'
+      )
+
+
 def enter(title: str, text: str) -> None:
   """Puts an entry on top of RESULTS.md; text without a table stays as it is."""
   import jax  # late: a benchmark sets the environment of jax first
@@ -52,9 +65,9 @@ def enter(title: str, text: str) -> None:
   if jax.default_backend() == 'cpu':
     device = f'{_processor()}, {os.cpu_count()} cores'
   name = pathlib.Path(sys.argv[0]).stem
-  given = [a for a in sys.argv[1:] if a != '--write']
-  places = [re.sub('(--peer_dir=).*', r'\1PEERS', a) for a in given]
-  command = f'python -m benchmarks.{name} {shlex.join(places)}'.strip()
+  given = shlex.join(a for a in sys.argv[1:] if a != '--write')
+  given = re.sub(r"(--peer_dir[= ])('[^']*'|\S+)", r'\1PEERS', given)
+  command = f'python -m benchmarks.{name} {given}'.strip()
   text = text.strip('\n')
   if '| --- |' not in text:
     text = f'```\n{text}\n```'

@@ -26,7 +26,7 @@ os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 _SIZE = flags.DEFINE_string('size', 'small', 'of configs/sizes.py')
-_LAYERS = flags.DEFINE_integer('layers', 4, 'of the model')
+_LAYERS = flags.DEFINE_integer('layers', 4, 'of the model', 1)
 _OPTIMIZERS = flags.DEFINE_list('optimizers', ['adamw', 'muon'], 'of the step')
 MESHES = {
   'data 8': {'data': 8},

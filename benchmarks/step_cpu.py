@@ -27,11 +27,11 @@ from launch import cli
 from lm import loss, model
 
 SIZES = flags.DEFINE_list('sizes', ['tiny', 'small'], 'of configs/sizes.py')
-REPETITIONS = flags.DEFINE_integer('repetitions', 7, 'turns of each form')
-SECONDS = flags.DEFINE_float('seconds', 3.0, 'of each turn')
+REPETITIONS = flags.DEFINE_integer('repetitions', 7, 'turns of each form', 1)
+SECONDS = flags.DEFINE_float('seconds', 3.0, 'of each turn', 0.01)
 
 
-TOKENS = flags.DEFINE_integer('slice_tokens', 1024, 'tokens per slice')
+TOKENS = flags.DEFINE_integer('slice_tokens', 1024, 'tokens per slice', 1)
 
 
 @results.entry('training steps on the CPU')

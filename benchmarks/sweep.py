@@ -7,8 +7,9 @@ one compilation serves them all. `processes` are launch.train's, as many at a
 time as there are cores; `in turn` is launch.sweep, with the same logs,
 checkpoints and evaluations; `vmapped` runs all at once, on the same batches,
 and writes nothing. Seconds from the first import to the end, with a warm
-compilation cache: mostly starts of processes if runs are short, so the ratio
-approaches that of their steps as runs get longer.
+compilation cache. Of short runs that is mostly starts of processes, which one
+program does once; of long ones their steps, and processes with a core each may
+then be as fast as one that uses all: a ratio is of its number of steps.
 """
 
 import json
@@ -23,13 +24,14 @@ import numpy as np
 from absl import flags
 
 from benchmarks import results
+from configs import base
 from launch import cli
 
 _SIZE = flags.DEFINE_string('size', 'nano', 'of configs/sizes.py')
 _SETTINGS = flags.DEFINE_integer('settings', 16, 'learning rates', 2)
 _STEPS = flags.DEFINE_integer('num_steps', 50, 'updates of each', 2)
 _TURNS = flags.DEFINE_integer('turns', 3, 'of each form', 1)
-_FORM = flags.DEFINE_string('form', '', 'internal: one form in this process')
+_FORM = flags.DEFINE_enum('form', '', ['', 'vmapped'], 'internal: one form')
 
 _ROOT = pathlib.Path(__file__).parents[1]
 
@@ -42,7 +44,6 @@ def vmapped() -> np.ndarray:
   """Trains all settings; returns their last losses."""
   import jax
 
-  from configs import base
   from lm import loop, step
 
   config = base.get_config(f'size={_SIZE.value}')
@@ -135,6 +136,7 @@ def main() -> None:
   if _FORM.value:
     print(vmapped())
     return
+  base.get_config(f'size={_SIZE.value}')  # refuses an unknown one
   with tempfile.TemporaryDirectory() as folder:
     np.testing.assert_allclose(in_turn(folder), vmapped(), rtol=1e-3)
   forms = ('processes', 'in turn', 'vmapped')

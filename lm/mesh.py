@@ -18,7 +18,11 @@ from lm.errors import UserError
 PEAK_FLOPS = {
   'NVIDIA A100': 312e12,
   'NVIDIA H100': 989e12,
+  'NVIDIA H100 NVL': 835e12,
+  'NVIDIA H100 PCIe': 756e12,
   'NVIDIA H200': 989e12,
+  'NVIDIA H200 NVL': 835e12,
+  'NVIDIA B200': 2250e12,
   'TPU v4': 275e12,
   'TPU v5 lite': 197e12,
   'TPU v5p': 459e12,

@@ -379,7 +379,7 @@ def test_the_pod_recipe_passes_flags_on(tmp_path):
     (MemoryError(), 'not enough memory'),
     (
       RuntimeError('in "/a/b": No space left on device'),
-      'no space left on device for /a/b; make room and the same command goes on.',
+      'left on device for /a/b; make room and the same command goes on.',
     ),
     (OSError(28, 'No space left on device'), 'no space left on device; make'),
     (
