@@ -155,7 +155,7 @@ def load_module(path: str) -> types.ModuleType:
     raise UserError(f"'{path}' {what}.{did_you_mean(path, known)}")
   if not path.endswith('.py'):
     raise UserError(f"'{path}' is not a .py config or a run's config.json.")
-  sys.path.append(str(pathlib.Path(path).parent))  # what lies beside it
+  sys.path += {str(pathlib.Path(path).parent)} - {*sys.path}  # is importable
   module_spec = importlib.util.spec_from_file_location('config_file', path)
   module = importlib.util.module_from_spec(module_spec)
   with of_code(path):

@@ -1,7 +1,6 @@
 """Where a branch starts, in steps and in the order of the data."""
 
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +15,6 @@ def begin(config: ConfigDict, run: pathlib.Path | None = None) -> int:
 
   A branch without @STEP means the newest step when it begins: the step is
   written into the config, and at a resume the parent is not looked at again.
-  So is branch_data of a branch that continues the data of another one which
-  began them again at step 10: 'restart@10'.
 
   Raises:
     UserError: contradicting fields, or a step at which no branch can start.
@@ -26,7 +23,7 @@ def begin(config: ConfigDict, run: pathlib.Path | None = None) -> int:
     raise UserError(
       f"branch='{config.branch}' and init='{config.init}' exclude each other."
     )
-  if not re.fullmatch(r'continue|restart(@\d{1,15})?', config.branch_data):
+  if config.branch_data not in ('continue', 'restart'):
     raise UserError(
       f"branch_data='{config.branch_data}' does not exist. "
       'Legal: continue, restart.'
@@ -43,9 +40,6 @@ def begin(config: ConfigDict, run: pathlib.Path | None = None) -> int:
   if begun and _place(config.branch) in (_place(begun), _place(begun)[:1]):
     config.branch = begun
     if address.steps(run):
-      data = log.read_config(run)['branch_data']
-      if config.branch_data == 'continue' and '@' in data:
-        config.branch_data = data
       return int(begun.rpartition('@')[2])
   ref = address.locate(config.branch)
   step = ref.step
@@ -85,35 +79,42 @@ def begin(config: ConfigDict, run: pathlib.Path | None = None) -> int:
       )
   if not config.branch.endswith(f'@{step}'):
     config.branch += f'@{step}'
-  if config.branch_data == 'continue' and data_offset(parent):
-    config.branch_data = f'restart@{data_offset(parent)}'
-  if not 0 <= data_offset(config) <= step:
-    raise UserError(
-      f"branch_data='{config.branch_data}' must not lie behind the branch's "
-      f'start, step {step}.'
-    )
-  if config.data.order and data_offset(config):
+  if config.data.order and data_offset(config, run):
     raise UserError(
       f"data.order='{config.data.order}' counts the steps of the run, but its "
-      f'data begin at step {data_offset(config)}; legal: data of a run that '
-      "never began them again (branch_data=continue), or data.order=''."
+      f'data begin at step {data_offset(config, run)}; legal: data that no run '
+      "began again (branch_data=continue), or data.order=''."
     )
   return step
 
 
 def _place(text):
-  """('RUN', 'STEP') or ('RUN',), however the path is written."""
-  path, _, step = text.rpartition('@') if '@' in text else (text, '', '')
-  return (pathlib.Path(path).resolve(), *filter(None, [step]))
+  """(RUN, 'STEP') or (RUN,), however the path is written."""
+  path, _, step = text.rpartition('@')
+  if not step.isdecimal():
+    return (pathlib.Path(text).resolve(),)
+  return pathlib.Path(path).resolve(), step
 
 
-def data_offset(config: Mapping[str, Any]) -> int:
-  """Returns the step at which the order of the data begins: of 'restart'.
+def data_offset(
+  config: Mapping[str, Any], run: pathlib.Path | None = None
+) -> int:
+  """Returns the step at which the order of the data begins.
+
+  That of the run itself with branch_data='restart', else that of its parent.
 
   Args:
-    config: of a run that has begun, so that its branch has a step.
+    config: of a run whose branch, if any, has a step.
+    run: its directory; once it has a checkpoint, meta.json knows.
   """
-  word, _, at = config['branch_data'].partition('@')
-  if word == 'continue' or not config['branch']:
+  parent, _, step = config['branch'].rpartition('@')
+  if not parent:
     return 0
-  return int(at or config['branch'].rpartition('@')[2])
+  restarts = config['branch_data'] == 'restart'
+  own = int(step) if restarts else 0
+  if run and address.steps(run) and (run / 'meta.json').is_file():
+    return int(log.read_meta(run).get('data_offset', own))
+  parent = pathlib.Path(parent)
+  if restarts or not (parent / 'config.json').is_file():
+    return own
+  return data_offset(log.read_config(parent), parent)

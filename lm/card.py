@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from lm import address, log, origin, processes, spec
 from lm import step as step_lib
+from lm.branch import data_offset
 from lm.errors import UserError
 
 # These fields may differ between two starts of one run: they do not change its
@@ -245,7 +246,7 @@ class Card:
     check_config(run, config, saved[-1] if saved else 0)
     old = log.read_meta(run) if self._path.exists() else {}
     _check_lost(run, config.checkpoint.every_steps)
-    origin.check_edited(run, old)
+    origin.check_edited(run, old, MAY_CHANGE)
     known = old.get('data_fingerprint', fingerprint)
     if known != fingerprint:
       raise UserError(
@@ -261,6 +262,7 @@ class Card:
       'started': old.get('started', _now()),
       'starts': old.get('starts', 0) + 1,
       'data_fingerprint': fingerprint,
+      'data_offset': data_offset(config, run),
       'argv': sys.argv,
       'git_commit': origin.git_commit(),
       'code': origin.code(config),
@@ -276,7 +278,8 @@ class Card:
 
   def start(self) -> None:
     log.write_json(self._run / 'config.json', as_dict(self._config))
-    self._meta['config'] = origin.digest(self._run / 'config.json')
+    config = as_dict(self._config)
+    self._meta['config'] = origin.settled(config, MAY_CHANGE)
     self._write()
 
   def saved(self, step: int) -> None:

@@ -230,7 +230,7 @@ def _loop(
     4. write the metrics of the step before, while the device works.
   Nothing waits for the device but 4 (for a step that is done) and a save.
   """
-  offset = branch.data_offset(config)
+  offset = branch.data_offset(config, checkpoints.run)
   traced = step.floats(config)
   begin, end = int(current.step), config.num_steps
   write = _Behind(writer, config)

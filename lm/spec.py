@@ -170,24 +170,27 @@ def code_hash(package: str, name: str) -> str:
   found, new = set(), {own}.union(*(f.glob('parts/*.py') for f in folders))
   while new:
     found |= new
-    imported = {m for path in new for m in _imports(path, package)}
+    imported = {m for p in new for m in _imports(p.read_bytes(), package)}
     paths = {f / f'{m}.py' for m in imported for f in folders}
     new = {p for p in paths - found if p.is_file()}
   return hash_of_code([own, *sorted(found - {own})])
 
 
-def _imports(path, package):
-  """Yields the names that a file imports from a package."""
-  for node in ast.walk(_tree(path.read_bytes())):
+@functools.lru_cache(1 << 10)
+def _imports(text, package):
+  """Returns the names that a file imports from a package."""
+  found = set()
+  for node in ast.walk(_tree(text)):
     if isinstance(node, ast.ImportFrom):
       source = node.module or ''
       if node.level or source == package:
-        yield from (source.partition('.')[0], *(a.name for a in node.names))
+        found |= {source.partition('.')[0], *(a.name for a in node.names)}
       elif source.startswith(f'{package}.'):
-        yield source.split('.')[1]
+        found.add(source.split('.')[1])
     elif isinstance(node, ast.Import):
       parts = [a.name.split('.') for a in node.names]
-      yield from (p[1] for p in parts if p[0] == package and len(p) > 1)
+      found |= {p[1] for p in parts if p[0] == package and len(p) > 1}
+  return found
 
 
 def hash_of_code(paths: Sequence[str | pathlib.Path]) -> str:

@@ -24,7 +24,7 @@ def width_power(*, kernel: str, epsilon: float) -> float:
   of networks are; of 'nuclear' for all.
   """
   if kernel == 'lp':  # entries go as (m^2)^(1 / p - 1)
-    return 1 - 2 / epsilon
+    return 1 - 2 / max(epsilon, 1.0)  # smaller ones are refused
   return _WIDTH_POWERS.get(kernel, -1.0)
 
 

@@ -81,7 +81,6 @@ def test_a_branch_from_the_end_of_its_parent(tmp_path, monkeypatch, capsys):
     (['--config={tmp}/half.py'], 'the config has no field seed; begin with co'),
     (['--config={tmp}/bare.py'], 'the config has no field optimizer.name; beg'),
     (['--config={tmp}/switch.py'], 'seed=True must be of type int, as in co'),
-    (['--config={tmp}/more.py'], 'nothing reads the field model.d_mode. Did y'),
     (['--config={tmp}/none.py:x'], "none.py': TypeError: get_config() takes 0"),
     (['--config=configs/debug.py:lion'], "'lion' is not a choice"),
     (['--config'], '--config has no value; for example'),
@@ -151,7 +150,7 @@ def test_a_mistake_is_one_sentence(
   (tmp_path / 'none.py').write_text('def get_config():\n  pass\n')
   for name, change in (
     ('null', 'c.branch = None'), ('half', 'del c.seed'),
-    ('bare', 'del c.optimizer'), ('more', 'c.model.d_mode = 3'),
+    ('bare', 'del c.optimizer'),
     ('switch', 'c.seed = True'),
   ):  # fmt: skip
     (tmp_path / f'{name}.py').write_text(

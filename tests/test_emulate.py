@@ -310,6 +310,9 @@ def test_surface_table_and_picture(runs, run, tmp_path, capsys):
   other = json.loads(path.read_text())
   other['optimizer']['weight_decay'], other['branch_data'] = 3.0, 'restart'
   path.write_text(json.dumps(other))
+  about = branch.path / 'meta.json'
+  meta = {**json.loads(about.read_text()), 'data_offset': 4}
+  about.write_text(json.dumps(meta))
   cooldowns.read(run, [branch.path], 0.3)
   output = capsys.readouterr().out
   assert 'emulates: branch_data=restart (continue), optimizer.w' in output

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from launch.parts import range_training
+from launch.parts import range_training, trials
 from lm import address, checkpoint, fingerprint, loop
 from lm import run as run_lib
 from lm.errors import UserError
@@ -245,15 +245,18 @@ def test_a_branch_continues_data_that_its_parent_began_again(whole, tmp_path):
   for name, parent, step in (('c', 'b', 8), ('d', 'c', 12)):
     config = helpers.config(branch=f'{tmp_path / parent}@{step}', num_steps=16)
     loop.train(config, tmp_path / name)
-    assert config.branch_data == 'restart@4'
     run = run_lib.Run(tmp_path / name)
-    assert run.config.branch_data == 'restart@4'
+    assert run.meta['data_offset'] == 4
+    assert config.branch_data == run.config.branch_data == 'continue'
     before = run_lib.Run(tmp_path / parent).metrics['train/loss']
     after = run.metrics['train/loss']
     both = np.intersect1d(before.step, after.step)
     assert both.size == 4
     old = before.value[before.step >= step]
     np.testing.assert_array_equal(old, after.value[: old.size])
+  assert trials.Trials(tmp_path)._finished(
+    tmp_path / 'd', helpers.config(branch=f'{tmp_path}/c@12', num_steps=16)
+  )
   # At a resume it is the same run, whatever word and path are given for it.
   again = helpers.config(branch=f'{tmp_path}/./c/@12', num_steps=16)
   assert loop.train(again, tmp_path / 'd') == 'done'

@@ -92,7 +92,6 @@ def test_another_config_is_refused_with_the_field(whole, tmp_path, capsys):
     ({'branch': '{run}@12'}, 'not before num_steps=12'),
     ({'branch': '{run}@4', 'checkpoint__every_steps': 3}, 'that divides it'),
     ({'branch': '{run}@4', 'branch_data': 'x'}, 'Legal: continue, restart'),
-    ({'branch': '{run}@4', 'branch_data': 'restart@5'}, 'must not lie behind'),
     ({'branch': '{run}@4', 'branch_data': 'restart', 'data__order': 'ascend',
       'data__score': 'compressibility', 'data__order_end': 12},
      'counts the steps of the run, but its data begin at step 4'),
