@@ -40,7 +40,7 @@ def begin(config: ConfigDict, run: pathlib.Path | None = None) -> int:
   if begun and _place(config.branch) in (_place(begun), _place(begun)[:1]):
     config.branch = begun
     if address.steps(run):
-      return int(begun.rpartition('@')[2])
+      return first_step(config)
   ref = address.locate(config.branch)
   step = ref.step
   if step is None:
@@ -79,13 +79,18 @@ def begin(config: ConfigDict, run: pathlib.Path | None = None) -> int:
       )
   if not config.branch.endswith(f'@{step}'):
     config.branch += f'@{step}'
-  if config.data.order and data_offset(config, run):
+  if config.data.order and (offset := data_offset(config, run)):
     raise UserError(
       f"data.order='{config.data.order}' counts the steps of the run, but its "
-      f'data begin at step {data_offset(config, run)}; legal: data that no run '
+      f'data begin at step {offset}; legal: data that no run '
       "began again (branch_data=continue), or data.order=''."
     )
   return step
+
+
+def first_step(config: Mapping[str, Any]) -> int:
+  """Returns the step at which a run that has begun began."""
+  return int(config['branch'].rpartition('@')[2] or 0)
 
 
 def _place(text):
@@ -107,14 +112,11 @@ def data_offset(
     config: of a run whose branch, if any, has a step.
     run: its directory; once it has a checkpoint, meta.json knows.
   """
-  parent, _, step = config['branch'].rpartition('@')
-  if not parent:
-    return 0
   restarts = config['branch_data'] == 'restart'
-  own = int(step) if restarts else 0
+  own = first_step(config) if restarts else 0
   if run and address.steps(run) and (run / 'meta.json').is_file():
-    return int(log.read_meta(run).get('data_offset', own))
-  parent = pathlib.Path(parent)
-  if restarts or not (parent / 'config.json').is_file():
+    return log.read_meta(run).get('data_offset', own)  # older runs have none
+  parent = pathlib.Path(config['branch'].rpartition('@')[0])
+  if restarts or not config['branch'] or not (parent / 'config.json').is_file():
     return own
   return data_offset(log.read_config(parent), parent)

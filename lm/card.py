@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lm import address, log, origin, processes, spec
+from lm import address, keep, log, origin, processes, spec
 from lm import step as step_lib
 from lm.branch import data_offset
 from lm.errors import UserError
@@ -101,9 +101,9 @@ def as_dict(config: ConfigDict) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict()))
 
 
-def config_hash(config: ConfigDict) -> str:
-  """Returns 16 hex digits that are equal for equal configs."""
-  text = json.dumps(as_dict(config), sort_keys=True)
+def config_hash(fields: dict[str, Any]) -> str:
+  """Returns 16 hex digits that are equal for equal configs, by `as_dict`."""
+  text = json.dumps(fields, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -192,19 +192,20 @@ def _knobs(config, at):
   return jax.tree.leaves(jax.jit(jax.vmap(one))(np.arange(at, dtype=np.int32)))
 
 
-def _check_lost(run, every):
-  """Refuses to begin anew where metrics tell of checkpoints that are gone.
+def _settled(config):
+  """Returns a hash of the fields that may not change in a run."""
+  flat, free = _flat(config), (*MAY_CHANGE, 'num_steps')
+  return config_hash({k: v for k, v in flat.items() if not k.startswith(free)})
 
-  The second save waits for the first: a killed start has fewer lines.
-  """
-  kept = (p.name.isdecimal() for p in run.glob('checkpoints/*'))
-  if any(kept) or (run / 'damaged').exists():
-    return  # lm/checkpoint.py says what is the matter with those
-  lines = log.read_lines(run / 'metrics.jsonl')
-  if lines and lines[-1]['step'] - lines[0]['step'] > every:
-    raise UserError(
-      f'{run} has metrics up to step {lines[-1]["step"]} and no checkpoint: '
-      'put its checkpoints back, or use a new --workdir.'
+
+def _check_edited(run, meta):
+  """Warns if config.json is not the one that the run has gone by so far."""
+  path, step = run / 'config.json', meta.get('step', 0)
+  known = step and 'config' in meta and path.is_file()
+  if known and _settled(log.read_json(path)) != meta['config']:
+    print(
+      f'warning: {path} was edited: the steps until {step} are of another '
+      'config. Undo the change, or use a new --workdir.'
     )
 
 
@@ -245,8 +246,8 @@ class Card:
     saved = address.steps(run)
     check_config(run, config, saved[-1] if saved else 0)
     old = log.read_meta(run) if self._path.exists() else {}
-    _check_lost(run, config.checkpoint.every_steps)
-    origin.check_edited(run, old, MAY_CHANGE)
+    keep.check_lost(run, config.checkpoint.every_steps)
+    _check_edited(run, old)
     known = old.get('data_fingerprint', fingerprint)
     if known != fingerprint:
       raise UserError(
@@ -278,8 +279,7 @@ class Card:
 
   def start(self) -> None:
     log.write_json(self._run / 'config.json', as_dict(self._config))
-    config = as_dict(self._config)
-    self._meta['config'] = origin.settled(config, MAY_CHANGE)
+    self._meta['config'] = _settled(as_dict(self._config))
     self._write()
 
   def saved(self, step: int) -> None:

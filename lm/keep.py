@@ -1,9 +1,13 @@
-"""Which checkpoints of a run stay."""
+"""Which checkpoints of a run stay, and whether some are gone."""
 
+import pathlib
 from collections.abc import Collection
 from typing import Any
 
 from orbax.checkpoint import checkpoint_managers as policies
+
+from lm import log
+from lm.errors import UserError
 
 
 def steps_kept(steps: Collection[int], knobs: Any) -> set[int]:
@@ -31,3 +35,22 @@ class Policy(policies.PreservationPolicy):
     steps = [c.step for c in checkpoints]
     stay = steps_kept(steps, self._knobs)
     return [s in stay for s in steps]
+
+
+def check_lost(run: pathlib.Path, every: int) -> None:
+  """Refuses to begin anew where metrics tell of checkpoints that are gone.
+
+  The second save waits for the first: a killed start has fewer lines.
+
+  Raises:
+    UserError: with the last step of the metrics.
+  """
+  kept = (p.name.isdecimal() for p in run.glob('checkpoints/*'))
+  if any(kept) or (run / 'damaged').exists():
+    return  # lm/checkpoint.py says what is the matter with those
+  lines = log.read_lines(run / 'metrics.jsonl')
+  if lines and lines[-1]['step'] - lines[0]['step'] > every:
+    raise UserError(
+      f'{run} has metrics up to step {lines[-1]["step"]} and no checkpoint: '
+      'put its checkpoints back, or use a new --workdir.'
+    )

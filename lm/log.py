@@ -98,19 +98,19 @@ _FIELDS = _by_type({
   (int, float): 'learning_rate model.rope_theta model.norm_eps model.init_std '
   'model.logit_softcap',
   str: 'optimizer.name schedule.name branch data.source data.train data.eval '
-  'model.dtype model.remat model.attention',
+  'model.dtype model.remat model.attention branch_data',
   bool: 'checkpoint.mean model.qk_norm model.tie_embeddings model.scan_layers',
 })  # fmt: skip
 _NEWER = _by_type({
   int: 'data.order_begin data.order_end model.base_width model.base_head_dim',
-  str: 'data.order data.score model.init model.activation',
-  bool: 'model.gated',
+  str: 'data.order data.score model.init model.activation', bool: 'model.gated',
 })  # fmt: skip
 # What runs have that are older than these knobs of the model.
 _MODEL = {'base_width': 0, 'base_head_dim': 0, 'init': '',
           'activation': 'silu', 'gated': True}  # fmt: skip
 _META = {'status': str, 'step': int}
-_META_NEWER = {'parent': str, 'starts': int, 'code': str, 'code_before': dict}
+_META_NEWER = _by_type({str: 'parent code config', int: 'starts data_offset',
+                        dict: 'code_before'})  # fmt: skip
 
 
 def read_config(run: pathlib.Path) -> dict[str, Any]:

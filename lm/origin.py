@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import pathlib
 import platform
 import subprocess
@@ -10,7 +9,6 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from lm import follow, log, spec
@@ -45,29 +43,6 @@ def everything(config: ConfigDict) -> str:
 def digest(path: pathlib.Path) -> str:
   """Returns 16 hex digits of a file."""
   return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def settled(config: Any, may_change: tuple[str, ...]) -> str:
-  """Returns a hash of the fields that may not change in a run, as JSON."""
-  flat = jax.tree_util.tree_leaves_with_path(config)
-  names = [(jax.tree_util.keystr(k, simple=True, separator='.'), v)
-           for k, v in flat]  # fmt: skip
-  kept = [x for x in names if not x[0].startswith((*may_change, 'num_steps'))]
-  return hashlib.sha256(json.dumps(kept).encode()).hexdigest()[:16]
-
-
-def check_edited(
-  run: pathlib.Path, meta: Mapping[str, Any], may_change: tuple[str, ...]
-) -> None:
-  """Warns if config.json is not the one that the run has gone by so far."""
-  path, step = run / 'config.json', meta.get('step', 0)
-  if not step or 'config' not in meta or not path.is_file():
-    return
-  if settled(log.read_json(path), may_change) != meta['config']:
-    print(
-      f'warning: {path} was edited: the steps until {step} are of another '
-      'config. Undo the change, or use a new --workdir.'
-    )
 
 
 def check_parent(config: Mapping[str, Any], data_fingerprint: str) -> None:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lm import address, checkpoint, log
+from lm import address, branch, checkpoint, log
 from lm import data as data_lib
 from lm import evaluate as evaluate_lib
 from lm import mesh as mesh_lib
@@ -97,11 +97,8 @@ class Run:
   def mean(self, step: int) -> Any:
     """Returns the mean of the iterates of the interval that ends at `step`."""
     ref = address.locate(f'{self.path}@{step}')
-    begun = int(self.config.branch.rpartition('@')[2] or 0)
-    if step == begun:
-      raise UserError(
-        f'{self.path} begins at step {begun}: no mean ends there.'
-      )
+    if step == branch.first_step(self.config):
+      raise UserError(f'{self.path} begins at step {step}: no mean ends there.')
     path = address.item(ref.run, step, 'mean')
     if not path.is_dir():
       raise UserError(f'{self.path} has no means: checkpoint.mean=False.')

@@ -173,7 +173,7 @@ def code_hash(package: str, name: str) -> str:
     imported = {m for p in new for m in _imports(p.read_bytes(), package)}
     paths = {f / f'{m}.py' for m in imported for f in folders}
     new = {p for p in paths - found if p.is_file()}
-  return hash_of_code([own, *sorted(found - {own})])
+  return hash_of_code(sorted(found))
 
 
 @functools.lru_cache(1 << 10)

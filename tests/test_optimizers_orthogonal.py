@@ -23,6 +23,15 @@ M = np.array([[[3.0, 0, 1], [0, 2, -1]], [[-1.0, 2, 0], [0.5, 1, 1]]])
 TORCH = roles.Axes(('out', 'in'), 'matrix', (1,), (0,))
 
 
+def _orthogonalized(m):
+  """Five steps with Keller Jordan's coefficients, on the singular values."""
+  u, s, w = np.linalg.svd(m, full_matrices=False)
+  s = s / (np.linalg.norm(s) + 1e-8)
+  for a, b, c in newton_schulz.PRESETS['keller'].rows * 5:
+    s = a * s + b * s**3 + c * s**5
+  return (u * s) @ w
+
+
 def test_golden_normuon_in_both_layouts():
   torch = [[0.980322785, -0.498734279, -0.006025265],
            [0.000633196, 1.979388994, -0.989483432]]  # fmt: skip
@@ -42,11 +51,7 @@ def test_normuon_over_steps_by_its_formula():
     x, m, v = W0.copy(), 0.0, 0.0
     for g in M:
       m = 0.95 * m + 0.05 * g
-      u, s, w = np.linalg.svd(0.05 * g + 0.95 * m, full_matrices=False)
-      s = s / (np.linalg.norm(s) + 1e-8)
-      for a, b, c in newton_schulz.PRESETS['keller'].rows * 5:
-        s = a * s + b * s**3 + c * s**5
-      o = (u * s) @ w
+      o = _orthogonalized(0.05 * g + 0.95 * m)
       v = b2 * v + (1 - b2) * (o**2).mean(1, keepdims=True)
       p = o / (np.sqrt(v) + 1e-10)
       x = x - 0.02 * (p * np.linalg.norm(o) / np.linalg.norm(p) + 0.1 * x)
@@ -55,16 +60,12 @@ def test_normuon_over_steps_by_its_formula():
 
 
 def _numpy_adamuon(x, grads, lr, mu, wd):
-  """2 x 3 and wider: no transposition, by the SVD."""
+  """Of 2 x 3 matrices and wider ones: no transposition."""
   m, v = np.zeros_like(x), np.zeros_like(x)
   for g in grads:
     m = mu * m + (1 - mu) * g
-    n = np.sign((1 - mu) * g + mu * m)
-    u, s, w = np.linalg.svd(n, full_matrices=False)
-    s = s / (np.linalg.norm(s) + 1e-8)
-    for a, b, c in newton_schulz.PRESETS['keller'].rows * 5:
-      s = a * s + b * s**3 + c * s**5
-    o = (u * s) @ w * max(1, x.shape[1] / x.shape[0]) ** 0.5
+    o = _orthogonalized(np.sign((1 - mu) * g + mu * m))
+    o *= max(1, x.shape[1] / x.shape[0]) ** 0.5
     v = mu * v + (1 - mu) * o**2
     p = o / (np.sqrt(v) + 1e-8)
     x = x - lr * (0.2 * p / np.sqrt((p**2).mean()) + wd * x)

@@ -90,8 +90,8 @@ _OWN_SECTIONS = ('schedule.', 'checkpoint.', 'model.', *card.MAY_CHANGE)
 def _other_knobs(run, branch):
   """Returns 'optimizer.b2=0.9 (0.99), ...' or ''."""
   changed = card.diff(card.as_dict(run.config), card.as_dict(branch.config))
-  offsets = {data_offset(r.config, r.path) for r in (run, branch)}
-  if len(offsets) == 1:
+  there, here = (data_offset(r.config, r.path) for r in (run, branch))
+  if there == here:
     changed.pop('branch_data', None)  # the same batches
   return ', '.join(
     f'{k}={b} ({a})'

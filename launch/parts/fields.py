@@ -36,7 +36,7 @@ def check(config: Any, path: str) -> None:
 def _compare(config, base, place, path):
   for key in base:
     field, want = place + key, base[key]
-    if key not in config and place in ('optimizer.', 'schedule.'):
+    if key not in config and place.rstrip('.') in _CHOICES:
       continue  # the default of the method
     if key not in config:
       raise _missing(path, field)

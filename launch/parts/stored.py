@@ -7,7 +7,7 @@ import numpy as np
 
 from launch.parts import emulation, show
 from launch.parts.emulation import Plan
-from lm import address, spec
+from lm import address, branch, spec
 from lm.errors import UserError, did_you_mean
 from lm.run import Run
 from merging.engine import coefficients, moments, posthoc, sources
@@ -65,7 +65,7 @@ def plan(
     )
   window = emulation.checked_window(run.steps, end, window)
   if method['name'] == 'decay':
-    begun = int(run.config.branch.rpartition('@')[2] or 0)
+    begun = branch.first_step(run.config)
     if end - window < begun:
       raise UserError(
         f'window={window} reaches to step {end - window}, but {run.path} is a '

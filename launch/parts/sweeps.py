@@ -85,7 +85,7 @@ def configs(
       found[name] = method.config()
     except (UserError, flags.Error) as e:
       raise UserError(f"The setting '{name}': {e}") from e
-    other = names.setdefault(card.config_hash(found[name]), name)
+    other = names.setdefault(card.config_hash(card.as_dict(found[name])), name)
     if other != name:
       raise UserError(f"The settings '{other}' and '{name}' are the same run.")
   return found

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ import numpy as np
 import tensorstore as ts
 
 from merging.engine import items, plain, safetensors
+
+_FULL = re.compile('No space left on device|Disk quota exceeded|File too large')
 
 Path = str | pathlib.Path
 Sources = Sequence[tuple[Path, float]]  # (item directory, coefficient)
@@ -133,8 +136,8 @@ def mistake(
 ) -> ValueError:
   """Returns the sentence of `named`."""
   reason = str(error).split(' [', 1)[0]
-  for full in ('No space left on device', 'Disk quota exceeded'):
-    reason = full if full in str(error) else reason
+  if full := _FULL.search(str(error)):
+    reason = full[0]
   leaf = 'a leaf' if name == 'all' else f"leaf '{name}'"
   return ValueError(f"{leaf} of '{path}' cannot be {done}: {reason}")
 
