@@ -1,5 +1,7 @@
 """Verifies checkpoints that are read block by block, as a merge does."""
 
+import functools
+import math
 import pathlib
 import threading
 from typing import Any
@@ -9,14 +11,15 @@ import numpy as np
 
 from lm import checkpoint, fingerprint, log
 
-_PART = 1 << 16  # elements at a time
+_PART = 1 << 17  # elements at a time: as many as a merge reads
 
 
 class Verifier:
   """Adds up fingerprints of blocks; `check` compares them at the end.
 
   An instance is called with (item directory, leaf, slices, array) per block,
-  with None in place of the directory for the result.
+  with None in place of the directory for the result. One slice is of the leaf
+  as a flat array, and so is its block.
   The fingerprint is a sum over elements, so blocks may come in any order, and
   from any thread.
   """
@@ -33,7 +36,9 @@ class Verifier:
     index: tuple[slice, ...],
     block: np.ndarray,
   ) -> None:
-    mark = block_fingerprint(block, index, self._shapes[leaf])
+    shape = self._shapes[leaf]
+    shape = (math.prod(shape),) if len(index) == 1 else shape
+    mark = block_fingerprint(block, index, shape)
     with self._lock:
       old = self._sums.get((item, leaf), 0)
       self._sums[item, leaf] = (old + mark) & 0xFFFFFFFF
@@ -96,17 +101,26 @@ def _fingerprint(block, index, shape):
   """As in `fingerprint.of`, with as few passes over the block as possible."""
   unsigned = {1: np.uint8, 2: np.uint16, 4: np.uint32}[block.dtype.itemsize]
   bits = np.ascontiguousarray(block).view(unsigned)
-  place, stride = np.uint32(0), 2654435761
-  for axis in reversed(range(block.ndim)):
-    along = np.arange(index[axis].start, index[axis].stop, dtype=np.uint64)
-    along = (along * np.uint64(stride & 0xFFFFFFFF)).astype(np.uint32)
-    place = along.reshape(-1, *[1] * (block.ndim - 1 - axis)) + place
-    stride *= shape[axis]
   mixed = bits >> np.uint32(15)
   mixed ^= bits
-  place |= np.uint32(1)
-  mixed *= place
+  mixed *= _places(tuple((s.start, s.stop) for s in index), shape)
   return int(np.sum(mixed, dtype=np.uint32)) * 2246822519 & 0xFFFFFFFF
+
+
+@functools.lru_cache(8)  # the sources of a merge are read in the same parts
+def _places(index, shape):
+  """Returns the multiplier of each element of a part."""
+  place, stride = np.zeros((), np.uint32), 2654435761
+  for axis in reversed(range(len(index))):
+    start, stop = index[axis]
+    along = np.arange(stop - start, dtype=np.uint32)
+    along *= np.uint32(stride & 0xFFFFFFFF)
+    along += np.uint32(start * stride & 0xFFFFFFFF)
+    along = along.reshape(-1, *[1] * (len(index) - 1 - axis))
+    place = along + place if place.ndim else along
+    stride *= shape[axis]
+  place |= np.uint32(1)
+  return place
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """Merging and emulating a real run, from its directory on disk."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -164,6 +165,16 @@ def test_block_fingerprints_add_up():
       index = (i, j, slice(0, 4))
       parts += verify.block_fingerprint(x[index], index, x.shape)
   assert parts & 0xFFFFFFFF == whole
+  verifier = verify.Verifier({'x': x.shape})
+  for index in (slice(0, 7), slice(7, 120)):  # of the leaf in C order
+    verifier(None, 'x', (index,), x.reshape(-1)[index])
+  assert verifier.result() == {"['x']": whole}
+  shape = (3, 1 << 33)  # places beyond 32 bits wrap, as on a device
+  index = (slice(1, 2), slice(5, 9))
+  flat = (slice((1 << 33) + 5, (1 << 33) + 9),)
+  assert verify.block_fingerprint(
+    x[:1, 0], index, shape
+  ) == verify.block_fingerprint(x[0, 0], flat, (math.prod(shape),))
 
 
 def test_a_varying_rate_is_refused_or_corrected(tmp_path):

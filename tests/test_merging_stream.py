@@ -158,6 +158,8 @@ def test_observer_sees_every_block(run, tmp_path):
   def observe(item, leaf, index, block):
     key = (item and item.parent.name, leaf)
     whole = seen.setdefault(key, np.zeros(_shape(leaf), np.float32))
+    if len(index) == 1:  # of the leaf in C order
+      whole = whole.reshape(-1)
     whole[index] += block
 
   def _shape(leaf):

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from merging.engine import items, plain, safetensors
+from merging.engine import files, items, plain, safetensors
 
 _FULL = re.compile('No space left on device|Disk quota exceeded|File too large')
 
 Path = str | pathlib.Path
 Sources = Sequence[tuple[Path, float]]  # (item directory, coefficient)
 # Called with (item or None for the result, leaf, slices, array) per part of it
-# that is read or written; from any thread.
+# that is read or written, from any thread: slices of each axis, or one slice of
+# the leaf in C order, and then the array has one axis, too.
 Observer = Callable[[pathlib.Path | None, str, tuple[slice, ...], Any], None]
 
 
@@ -58,6 +59,10 @@ class Leaf(NamedTuple):
   def averaged(self) -> bool:
     """Whether it is a sum; else it is that of the newest source."""
     return self.sum_dtype.kind == 'f'
+
+  def first(self, index: items.Index) -> int | None:
+    """Returns the first element of a part; None if it is no range."""
+    return files.first(self.shape, index)
 
 
 def plan(sources: Sources, options: Options) -> Plan:

@@ -136,10 +136,9 @@ def _each_block(p, leaves, part, use) -> None:
           # Where all threads may work some blocks wait, so that none is idle.
           wait(most - 1 if most < _THREADS else 2 * _THREADS)
           waiting.append(pool.submit(block, leaf, index))
-      if unpacked := [a.file for a in leaf.arrays if getattr(a, 'file', None)]:
+      for file in (a.file for a in leaf.arrays if getattr(a, 'file', None)):
         wait(0)
-        for file in unpacked:
-          file.close()
+        file.close()
     wait(0)
   finally:
     pool.shutdown(cancel_futures=True)  # no late write brings files back
@@ -163,28 +162,34 @@ def _sum(p, leaf, index) -> np.ndarray:
   flat = total.reshape(-1)
   places = [array.place(index) for array in leaf.arrays]
   with np.errstate(all='ignore'):  # what is not finite is found at the end
-    if None in places or p.options.observe:
+    if None in places or p.options.observe and leaf.first(index) is None:
       for i, coefficient in enumerate(p.coefficients):
         _add(flat, _read(p, leaf, i, index), coefficient, i == 0)
     else:
-      _add_files(p, leaf, places, flat)
+      _add_files(p, leaf, places, flat, leaf.first(index))
   return total
 
 
 def _read(p, leaf, i, index) -> np.ndarray:
   with plan.named(p.paths[i], leaf.name):
     block = leaf.arrays[i].read(index)
-  if p.options.observe:
-    p.options.observe(p.paths[i], leaf.name, index, block)
+  _observe(p, p.paths[i], leaf, index, block)
   return block
 
 
-def _add_files(p, leaf, places, total) -> None:
+def _observe(p, path, leaf, index, block) -> None:
+  if p.options.observe:
+    if (first := leaf.first(index)) is not None:
+      index, block = (slice(first, first + block.size),), block.reshape(-1)
+    p.options.observe(path, leaf.name, index, block)
+
+
+def _add_files(p, leaf, places, total, first) -> None:
   """Adds what lies in files, in parts that stay in the processor's cache.
 
   The loop has no more Python than it must: threads wait for its lock.
   """
-  kind = leaf.arrays[0].dtype.numpy_dtype
+  kind, observe = leaf.arrays[0].dtype.numpy_dtype, p.options.observe
   part = np.empty(min(_PART, total.size), kind)
   product = part if kind == total.dtype else np.empty_like(total[:_PART])
   data, size = memoryview(part.view(np.uint8)), kind.itemsize
@@ -206,6 +211,9 @@ def _add_files(p, leaf, places, total) -> None:
           files.fill(view, file, start + a * size)
         except (ValueError, OSError) as e:
           raise plan.mistake(e, p.paths[i], leaf.name, 'read') from e
+        if observe:
+          at = slice(first + a, first + a + n)
+          observe(p.paths[i], leaf.name, (at,), x)
         if i:
           np.add(into, np.multiply(x, weight, y), into)
         else:  # the first product is the sum: 0 + c x loses the sign of a 0
@@ -281,8 +289,7 @@ def _cast(p, leaf, index, total):
   flat = result.reshape(-1)
   pieces = (flat[a : a + _PART] for a in range(0, flat.size, _PART))
   if all(np.isfinite(x).all() for x in pieces):
-    if p.options.observe:
-      p.options.observe(None, leaf.name, index, result)
+    _observe(p, None, leaf, index, result)
     return result
   # A source that is not finite makes the sum so, whatever its coefficient.
   for path, array in zip(p.paths, leaf.arrays, strict=True):
