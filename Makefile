@@ -6,7 +6,6 @@ PYTHON := python3.13 python3.12 python3.11 python3
 ARGS :=
 PEERS :=
 VENV := .venv/bin/python
-comma := ,
 WORKS := import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 
 help:
@@ -34,7 +33,7 @@ test: .venv/installed-test
 
 # The CPU set, under 20 minutes on 2 cores; add what needs more by hand.
 bench: .venv/installed-test
-	$(call run,benchmarks.peers --peer_dir='$(PEERS)' --seconds=3)
+	$(call run,benchmarks.peers --peer_dir='$(PEERS)' --seconds=2)
 	$(call run,benchmarks.step_cpu --repetitions=5)
 	$(call run,benchmarks.data)
 	$(call run,benchmarks.optimizers)
@@ -43,7 +42,7 @@ bench: .venv/installed-test
 	$(call run,benchmarks.schedules)
 	$(call run,benchmarks.memory --sizes=124m)
 	$(call run,benchmarks.share --size=nano)
-	$(call run,benchmarks.merging --layers=2 --parts=cold$(comma)warm)
+	$(call run,benchmarks.merging --layers=2 --parts=warm)
 	$(call run,benchmarks.loop --sizes=nano)
 	$(call run,benchmarks.sweep --num_steps=20 --turns=2)
 

@@ -54,8 +54,8 @@ def _rate(batch: Batch, steps: Sequence[int], size: int) -> float:
   return len(steps) * size / (time.perf_counter() - start)
 
 
-def _consumer(size: str) -> tuple[int, int, float]:
-  """Returns (seq_len, batch_size, tokens/s of its training step)."""
+def _consumer(size: str) -> tuple[int, int, list[float]]:
+  """Returns (seq_len, batch_size, tokens/s of its step in each round)."""
   config = base.get_config(f'size={size}')
   built = loop.build(config)
   with jax.set_mesh(built.mesh):
@@ -68,7 +68,7 @@ def _consumer(size: str) -> tuple[int, int, float]:
         jax.block_until_ready(metrics)
         count += batch[:, 1:].size
       rates.append(count / (time.perf_counter() - start))
-  return config.seq_len, config.batch_size, statistics.median(rates[1:])
+  return config.seq_len, config.batch_size, rates[1:]
 
 
 @results.entry('batches of a memory-mapped shard')
@@ -83,7 +83,9 @@ def main() -> None:
       '            ours / model'
     )
     measured = [(*_consumer(size), size) for size in _SIZES]
-    for t, b, model, name in [*measured, *((*x, 'assumed') for x in _ASSUMED)]:
+    for t, b, rate in _ASSUMED:
+      measured.append((t, b, [rate] * _ROUNDS, 'assumed'))
+    for t, b, models, name in measured:
       ours, plain = _ours(shard, t, b), _plain(shard, t, b)
       count = max(4_000_000 // (t * b), 4)
       mixed = rng.permutation((_ROUNDS + 1) * count).tolist()
@@ -95,12 +97,15 @@ def main() -> None:
         rates = [_rate(*w, t * b) for w in (*ways[turn:], *ways[:turn])]
         turns.append([*rates[3 - turn :], *rates[: 3 - turn]])
       del turns[0]  # it pages the file in
+      goal = [ours / m for (ours, *_), m in zip(turns, models, strict=True)]
       rate, numpy, _ = map(statistics.median, zip(*turns, strict=True))
       print(
         f'{t:7d} {b:5d} {rate / 1e6:13.1f} {numpy / 1e6:13.1f}  '
         f'{results.spread([a / b for a, b, _ in turns])}  '
-        f'{results.spread([c / a for a, _, c in turns])} {rate / model:7.0f} x '
-        f'{name}, {model:,.0f} tokens/s'
+        f'{results.spread([c / a for a, _, c in turns])} '
+        f'{statistics.median(goal):7.0f} ({min(goal):.0f} .. {max(goal):.0f}) '
+        f'x {name}, '
+        f'{statistics.median(models):,.0f} tokens/s'
       )
 
 

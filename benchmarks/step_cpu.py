@@ -36,7 +36,7 @@ TOKENS = flags.DEFINE_integer('slice_tokens', 1024, 'tokens per slice', 1)
 
 @results.entry('training steps on the CPU')
 def main() -> None:
-  columns = 'tokens/s: median', 'min .. max', 'ratio: median', 'CPU s/step'
+  columns = 'tokens/s: median', 'min .. max', 'ratio', 'CPU s/step'
   out = table.Table('size', 'form', *columns)
   for size in SIZES.value:
     config = base.get_config(f'size={size}')
@@ -49,7 +49,7 @@ def main() -> None:
         form,
         f'{statistics.median(rates):,.0f}',
         f'{min(rates):,.0f} .. {max(rates):,.0f}',
-        f'{statistics.median(ratios):.2f}',
+        results.spread(ratios),
         f'{statistics.median(cpu):.2f}',
       )
   Console().print(out)

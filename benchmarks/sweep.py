@@ -30,7 +30,7 @@ from launch import cli
 _SIZE = flags.DEFINE_string('size', 'nano', 'of configs/sizes.py')
 _SETTINGS = flags.DEFINE_integer('settings', 16, 'learning rates', 2)
 _STEPS = flags.DEFINE_integer('num_steps', 50, 'updates of each', 2)
-_TURNS = flags.DEFINE_integer('turns', 3, 'of each form', 1)
+_TURNS = flags.DEFINE_integer('turns', 5, 'of each form', 1)
 _FORM = flags.DEFINE_enum('form', '', ['', 'vmapped'], 'internal: one form')
 
 _ROOT = pathlib.Path(__file__).parents[1]

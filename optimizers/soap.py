@@ -154,7 +154,20 @@ def _eigenvectors(gram):
   """As columns, in any order; nothing for a side that is not rotated."""
   if not gram.size:
     return gram
-  return _rows(jnp.linalg.eigh(gram, symmetrize_input=False)[1])
+  vectors = lambda x: jnp.linalg.eigh(x, symmetrize_input=False)[1]
+  return _rows(_of_each(vectors, gram))
+
+
+def _of_each(function, x_BMN):
+  """Applies LAPACK to each matrix; on a CPU in turn, which takes no longer.
+
+  At once, as under `lax.switch` here, matrices of 8 virtual devices waited for
+  each other for ever (jax 0.10.2).
+  """
+  if len(x_BMN) == 1:
+    return function(x_BMN)
+  in_turn = functools.partial(jax.lax.map, function)
+  return jax.lax.platform_dependent(x_BMN, cpu=in_turn, default=function)
 
 
 def _rows(x_BMN):
@@ -191,5 +204,5 @@ def _refresh(f):
     _, order = jax.lax.top_k(values, values.shape[1])  # by falling value
     turned = take(turned, order[:, None, :], 2)
     nu = take(nu, order[:, :, None] if axis == 1 else order[:, None, :], axis)
-    new.append(_rows(jnp.linalg.qr(turned)[0]))
+    new.append(_rows(_of_each(lambda x: jnp.linalg.qr(x)[0], turned)))
   return _rows(nu), tuple(new)

@@ -5,6 +5,7 @@ import pytest
 
 from optimizers.adamw import adamw
 from optimizers.soap import soap
+from tests import helpers
 from tests import optimizer_problem as problem
 
 SHAPE = (4, 3)
@@ -76,3 +77,18 @@ def test_each_mean_has_its_own_rate():
   )
   want = _numpy_soap(x, grads, 0.1, 2, 0.8, 0.9, 0.7)
   np.testing.assert_allclose(problem.run(tx, x, grads)[-1], want, atol=1e-9)
+
+
+def test_stacks_of_layers_do_not_wait_for_each_other_for_ever(tmp_path):
+  last = []
+  for devices in (1, 8):
+    helpers.command(
+      'launch.train',
+      f'--config={helpers.ROOT}/configs/debug.py:optimizer=soap',
+      f'--workdir={tmp_path}/{devices}',
+      '--config.model.scan_layers',
+      '--config.num_steps=12',
+      devices=devices,
+    )
+    last.append(helpers.lines(tmp_path / str(devices))[-1]['eval/loss'])
+  np.testing.assert_allclose(last[1], last[0], rtol=5e-3)
