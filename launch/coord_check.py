@@ -82,19 +82,21 @@ def _widths() -> list[int]:
 
 def _memory(configs) -> str:
   """Says how much of the initial values is forgotten."""
-  from lm import width
+  from lm import step, width
 
-  decay = configs[0].optimizer['weight_decay']
-  rates = []
+  mode, rates = configs[0].optimizer.get('decay'), []
+  if mode in ('none', 'coupled'):
+    return f'decay={mode}: no weight decay forgets the initial values'
   for c in configs:
     lr, wd = width.factors(c)['matrix']
-    rates.append(c.learning_rate * lr * decay * wd)
+    wd *= float(step.knobs(c, 0, step.floats(c))['weight_decay'])
+    rates.append(wd if mode == 'independent' else c.learning_rate * lr * wd)
   times = [_NUM_STEPS.value * r for r in rates]
   text = ', '.join(f'{t:.2g}' for t in times)
   more = f' (all would, after {3 / min(rates):.0f} steps)' if min(rates) else ''
   return (
-    f'steps x learning rate x weight decay: {text}; from about 3 on, decay and '
-    f'not the initial values decide the spectra{more}'
+    f'steps x shrinkage of a step by weight decay: {text}; from about 3 on, '
+    f'decay and not the initial values decide the spectra{more}'
   )
 
 

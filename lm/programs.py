@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lm import card, origin, step
+from lm import card, origin, step, width
 
 
 def statics(config: ConfigDict) -> str:
@@ -20,6 +20,7 @@ def statics(config: ConfigDict) -> str:
   code and tables that a step reads.
   """
   found = {**card.as_dict(config), 'code': origin.code(config)}
+  found['factors'] = width.factors(config)  # may depend on a float, baked in
   for name, value in {'seed': 0, **step.floats(config)}.items():
     if isinstance(value, dict):
       for knob in value:

@@ -4,9 +4,9 @@ With `model.base_width`, the knobs of a config are those of the run at that
 d_model, m = d_model / base_width (muP: 2203.03466, table 8; 2510.15262):
 
                    initial std  learning rate  weight decay     forward
-  embedding        1            1              embedding_decay  1
+  embedding        1            1 *            embedding_decay  1
   matrix           m^-1/2       m^lr_power     DECAYS[decay]    1
-  head             1            1              head_decay       logits / m
+  head             1            1 *            head_decay       logits / m
   vector (norms)   1            1              none             1
   attention logits sqrt(base_head_dim) / head_dim, for 1 / sqrt(head_dim)
 
@@ -15,7 +15,9 @@ bit. d_ff and num_heads (or head_dim) are meant to grow like d_model.
 
 lr_power is -1 for methods whose update has entries of one size (AdamW, Lion).
 Others state theirs: those with a knob `scale` by SCALES, and a function
-`width_power` of its knobs in the optimizer's file. The rules reach every
+`width_power` of its knobs in the optimizer's file: the power of matrices, or
+{role: power}; where that is not 0 for * the decay is divided by the rate's
+factor, unless it has none, so that it shrinks as much. The rules reach every
 optimizer through the axes: a role's lr, peak and wd in
 `optimizers/parts/decay.py` are multiplied, u is not touched.
 Differs from muP: epsilon of Adam, and SGD's embedding and head, do not scale.
@@ -61,22 +63,26 @@ def factors(config: ConfigDict) -> dict[str, tuple[float, float]]:
   if not config.model.base_width:
     return dict.fromkeys(('matrix', 'embedding', 'head', 'vector'), (1.0, 1.0))
   m = ratio(config.model)
-  lr, wd = m ** lr_power(config), m ** DECAYS[c.decay]
+  lr = {role: m**power for role, power in lr_powers(config).items()}
+  wd = {'embedding': c.embedding_decay, 'head': c.head_decay, 'vector': 1.0}
+  wd['matrix'] = m ** DECAYS[c.decay]
   if config.optimizer.get('decay') == 'independent':
-    wd *= lr  # which this mode does not multiply by the rate
-  return {
-    'matrix': (lr, wd),
-    'embedding': (1.0, c.embedding_decay),
-    'head': (1.0, c.head_decay),
-    'vector': (1.0, 1.0),
-  }
+    wd['matrix'] *= lr[
+      'matrix'
+    ]  # which this mode does not multiply by the rate
+  else:
+    wd |= {role: wd[role] / lr[role] for role in ('embedding', 'head')}
+  return {role: (lr[role], wd[role]) for role in lr}
 
 
-def lr_power(config: ConfigDict) -> float:
-  """Returns the power of m for the learning rate of matrices."""
-  scale = config.optimizer.get('scale')
+def lr_powers(config: ConfigDict) -> dict[str, float]:
+  """Returns {role: power of m for the learning rate}."""
   own = spec.hook('optimizers', config.optimizer, 'width_power')
-  return SCALES.get(scale, config.width.lr_power if own is None else own)
+  if own is None:
+    own = SCALES.get(config.optimizer.get('scale'), config.width.lr_power)
+  if not isinstance(own, dict):
+    own = {'matrix': own}
+  return dict.fromkeys(('matrix', 'embedding', 'head', 'vector'), 0.0) | own
 
 
 def apply(config: ConfigDict, net: Any) -> Any:
@@ -92,9 +98,10 @@ def describe(config: ConfigDict) -> str:
   """Returns what the rule does to this config, in a line."""
   if not config.model.base_width:
     return 'none'
-  m, (lr, wd) = ratio(config.model), factors(config)['matrix']
+  m, found = ratio(config.model), factors(config)
+  lr, wd = found['matrix']
   return (
     f'{m:.4g} x base width {config.model.base_width}: matrices initial std x'
     f'{m**-0.5:.4g}, learning rate x{lr:.4g}, weight decay x{wd:.4g}; '
-    f'logits x{1 / m:.4g}'
+    f'logits x{1 / m:.4g}, head learning rate x{found["head"][0]:.4g}'
   )

@@ -11,21 +11,29 @@ from optimizers.parts import choices, kernels, roles, saturation
 from optimizers.parts.decay import descend, rate
 
 _DIVIDE = 'huber', 'logcosh', 'relativistic'
-# Of kernels whose gradients have no entries of one size.
+# Of matrices, embedding and head, for kernels whose gradients have no entries
+# of one size.
 _WIDTH_POWERS = {
-  'l2': 0.0, 'group': -0.5, 'linf': 0.0, 'quadratic': 0.0, 'nuclear': 0.0
-}  # fmt: skip
+  'l2': (0.0, 0.5, 0.5),
+  'group': (-0.5, 0.0, 0.5),
+  'linf': (0.0, 0.5, 0.5),
+  'quadratic': (0.0, 0.0, 0.0),
+  'nuclear': (0.0, 0.5, 0.5),
+}
 
 
-def width_power(*, kernel: str, epsilon: float) -> float:
+def width_power(*, kernel: str, epsilon: float) -> dict[str, float]:
   """Of the rate over the width (lm/width.py), by K's gradient.
 
-  It keeps the spectral norm of the update for gradients of low rank, as those
-  of networks are; of 'nuclear' for all.
+  For gradients of low rank, as those of networks are (of 'nuclear' for all), it
+  keeps the spectral norm of the update of matrices, and lets that of embedding
+  and head grow as m^1/2, as with the sign; 'quadratic' is as SGD.
   """
-  if kernel == 'lp':  # entries go as (m^2)^(1 / p - 1)
-    return 1 - 2 / max(epsilon, 1.0)  # smaller ones are refused
-  return _WIDTH_POWERS.get(kernel, -1.0)
+  found = _WIDTH_POWERS.get(kernel, (-1.0, 0.0, 0.0))
+  if kernel == 'lp':  # entries go as (their number)^(1 / p - 1)
+    small = 1 - 1 / max(epsilon, 1.0)  # smaller ones are refused
+    found = 2 * small - 1, small, small
+  return dict(zip(('matrix', 'embedding', 'head'), found, strict=True))
 
 
 def lion_k(

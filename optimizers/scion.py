@@ -11,9 +11,13 @@ from optimizers.parts import hybrid, roles
 from optimizers.parts.decay import descend
 
 
-def width_power() -> float:
-  """Of the rate over the width (lm/width.py): the spectral norm is constant."""
-  return 0.0
+def width_power() -> dict[str, float]:
+  """Of the rate over the width (lm/width.py).
+
+  The spectral norm of matrices is constant; the rest is divided by d_model
+  below, and logits there again.
+  """
+  return {'matrix': 0.0, 'embedding': 1.0, 'head': 1.0}
 
 
 def scion(

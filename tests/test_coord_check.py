@@ -130,10 +130,31 @@ def test_the_command(monkeypatch, capsys, tmp_path):
   for _, small, large, slope in rows:
     want = np.log2(float(large) / float(small))
     assert float(slope) == pytest.approx(want, abs=0.02)
-  assert 'steps x learning rate x weight decay: 0.0006, 0.00042;' in text
+  assert 'steps x shrinkage of a step by weight decay: 0.0006, 0.00042;' in text
   assert text.index('top singular value before') < text.index('value after')
   assert text.endswith(
     'Next: the same without a rule, --config.model.base_width=0\n'
   )
   assert 'all would, after 14142 steps' in text
   assert out.read_bytes()[:4] == b'\x89PNG'
+
+
+@pytest.mark.parametrize(
+  ('decay', 'said'),
+  [
+    ('independent', ': 0.2, 0.14;'),
+    ('decoupled', ': 0.0004, 0.00028;'),
+    ('none', 'no weight decay'),
+  ],
+)
+def test_what_decay_forgets_is_that_of_its_mode(
+  monkeypatch, capsys, tmp_path, decay, said
+):
+  code = tools.call(
+    monkeypatch, 'coord_check', '--widths=16,32', '--of=singular_values',
+    '--num_steps=2', f'--out={tmp_path}/x.png', '--config.model.base_width=16',
+    '--config.model.num_layers=1', f'--config.optimizer.decay={decay}',
+    '--config.learning_rate=0.002',
+  )  # fmt: skip
+  assert code == 0
+  assert said in capsys.readouterr().out

@@ -56,6 +56,17 @@ def test_what_shares_programs():
   assert len(set(map(programs.statics, clipped))) == 1
 
 
+def test_a_float_that_moves_the_width_rule_is_no_number_of_a_step():
+  kinds = set()
+  for epsilon, base in ((1.5, 0), (4.0, 0), (1.5, 8), (4.0, 8)):
+    config = helpers.config(
+      'optimizer=lion_k', optimizer__kernel='lp', optimizer__epsilon=epsilon,
+      model__base_width=base,
+    )  # fmt: skip
+    kinds.add(programs.statics(config))
+  assert len(kinds) == 3
+
+
 def test_a_later_setting_is_refused_as_alone():
   config = helpers.config('optimizer=lion_k')
   built = loop.build(config)

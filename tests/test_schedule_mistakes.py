@@ -79,6 +79,13 @@ BAD = {
     (['--run=edited'], "edited/config.json': schedules/wsd.py: warmup='x"),
   ],
   'lr_range': [
+    (
+      ['--config=configs/debug.py:optimizer=lion_k', '--knob=epsilon',
+       '--config.optimizer.kernel=lp', '--config.optimizer.epsilon=3',
+       '--config.model.base_width=16',
+       '--low=1.5', '--high=4'],
+      'changes the width rule of lion_k',
+    ),
     (['--knob=b3'], "Did you mean 'b2'"),
     (['--low=1', '--high=0.1'], 'are no range'),
     (['--low=0'], 'are no range'),

@@ -147,7 +147,7 @@ def test_the_power_of_an_orthogonal_update_keeps_its_spectral_norm(scale):
 )
 def test_the_power_of_methods_that_state_it(choice, knobs, power):
   config = _config(64, 16, f'optimizer={choice}', **knobs)
-  assert width.lr_power(config) == power
+  assert width.lr_powers(config)['matrix'] == power
 
 
 @pytest.mark.parametrize('name', ['scion', 'adamuon'])
@@ -160,6 +160,28 @@ def test_their_updates_keep_their_spectral_norm(name):
     g = {'w': jax.random.normal(jax.random.key(d), (d, d))}
     norm[d] = np.linalg.norm(tx.update(g, tx.init(g), g)[0]['w'], 2)
   np.testing.assert_allclose(norm[128], norm[32], rtol=0.15)
+
+
+@pytest.mark.parametrize('kernel', sorted({*kernels.KERNELS} - {'quadratic'}))
+@pytest.mark.parametrize('role', ['embedding', 'head'])
+def test_embedding_and_head_move_as_by_the_sign(role, kernel):
+  """Of a gradient of rank one: the spectral norm grows as m^1/2."""
+  knobs = {'kernel': kernel, 'epsilon': 3.0 if kernel == 'lp' else 0.5}
+  methods = [('lion_k', knobs)] + [('scion', {})] * (kernel == 'l1')
+  for name, knobs in methods:
+    norm = {}
+    for d in (64, 256):
+      given = {f'optimizer__{k}': v for k, v in knobs.items()}
+      config = _config(d, 64, f'optimizer={name}', **given)
+      rate, decay = width.factors(config)[role]
+      np.testing.assert_allclose(rate * decay, 1)
+      shape = (48, d) if role == 'embedding' else (d, 48)
+      a = dataclasses.replace(roles.infer(shape), role=role)
+      tx = spec.get('optimizers', name)(rate, {'w': a}, decay='none', **knobs)
+      u, v = (jax.random.normal(jax.random.key(n), (n,)) for n in shape)
+      g = {'w': jnp.outer(u, v)}
+      norm[d] = np.linalg.norm(tx.update(g, tx.init(g), g)[0]['w'], 2)
+    np.testing.assert_allclose(norm[256], 2 * norm[64], rtol=0.15)
 
 
 @pytest.mark.parametrize('kernel', sorted(kernels.KERNELS))

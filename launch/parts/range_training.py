@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich import progress
 
-from lm import branch, follow, loop, mesh, restore, spec, step
+from lm import branch, follow, loop, mesh, restore, spec, step, width
 from lm.errors import UserError, did_you_mean
 from schedules.theory import lr_range
 
@@ -25,6 +25,17 @@ def check_knob(config: ConfigDict, knob: str, low: float, high: float) -> None:
     if not least <= value <= most:
       raise UserError(
         f'--{flag}={value} must be from {least} to {most}, as {knob}.'
+      )
+  if knob != 'learning_rate':
+    rules = []
+    for value in (low, high):
+      c = ConfigDict(config.to_dict())
+      c.optimizer[knob] = value
+      rules.append(width.factors(c))
+    if rules[0] != rules[1]:
+      raise UserError(
+        f'--knob={knob} changes the width rule of {config.optimizer.name}, '
+        'which is fixed for a run; give --config.model.base_width=0.'
       )
 
 
