@@ -263,6 +263,20 @@ def read_meta(run: str | pathlib.Path, step: int) -> dict[str, Any]:
   return ocp.JsonCheckpointHandler().restore(path)
 
 
+def marks(item: pathlib.Path) -> dict[str, int] | None:
+  """Returns the fingerprints, by untyped path, that lie beside an item.
+
+  None: it is of another program, or of another version of this one.
+  """
+  meta = item.parent / 'meta' / 'metadata'
+  if (merged := item.parent / 'fingerprints.json').is_file():
+    return log.read_json(merged)
+  of_items = log.read_json(meta).get('fingerprints') if meta.is_file() else None
+  if not isinstance(of_items, dict) or item.name not in of_items:
+    return None
+  return {fingerprint.untyped(k): v for k, v in of_items[item.name].items()}
+
+
 def abstract_item(path: pathlib.Path) -> Any:
   """Returns shapes and dtypes of an Orbax item, on this process's device.
 

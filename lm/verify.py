@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm import checkpoint, fingerprint, log
+from lm import checkpoint, log
 
 _PART = 1 << 17  # elements at a time: as many as a merge reads
 
@@ -26,6 +26,7 @@ class Verifier:
 
   def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
     self._shapes = shapes
+    self._marks = functools.cache(checkpoint.marks)
     self._sums: dict[tuple[pathlib.Path | None, str], int] = {}
     self._lock = threading.Lock()
 
@@ -59,13 +60,13 @@ class Verifier:
     for (item, leaf), mark in self._sums.items():
       if item is None:
         continue
-      run, step = item.parents[2], int(item.parent.name)
-      marks = checkpoint.read_meta(run, step)['fingerprints'][item.name]
-      marks = {fingerprint.untyped(k): v for k, v in marks.items()}
-      if marks[_keystr(leaf)] != mark:
+      run, step = item.parents[2], item.parent.name
+      what = f'Checkpoint {run}@{step}' if step.isdecimal() else f"'{item}'"
+      if (marks := self._marks(item)) is None:
+        raise checkpoint.Damaged(f'{what} has no fingerprints.')
+      if marks.get(_keystr(leaf)) != mark:
         raise checkpoint.Damaged(
-          f'Checkpoint {run}@{step} is damaged: {item.name} {leaf} is not what '
-          'was saved.'
+          f'{what} is damaged: {item.name} {leaf} is not what was saved.'
         )
 
   def result(self) -> dict[str, int]:

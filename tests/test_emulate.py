@@ -129,6 +129,38 @@ def test_a_damaged_source_leaves_no_merge(run, tmp_path):
   assert not list(path.glob('merged/*'))
 
 
+def test_inputs_of_a_run_are_compared_with_what_was_saved(
+  run, tmp_path, monkeypatch, capsys
+):
+  path = tmp_path / 'a'
+  shutil.copytree(run.path, path)
+  items = [str(path / 'checkpoints' / s / 'params') for s in ('6', '9', '12')]
+  ways = (
+    [f'--inputs={path}/checkpoints', '--steps=6,9,12'],
+    [f'--inputs={",".join(items)}', '--steps=6,9,12'],
+  )
+  for i, way in enumerate(ways):
+    out = f'--out={tmp_path}/whole-{i}'
+    assert tools.call(monkeypatch, 'merge', *way, '--method=uniform', out) == 0
+  marks = json.loads((tmp_path / 'whole-0/fingerprints.json').read_text())
+  params = tmp_path / 'whole-0' / 'params'
+  tree = checkpoint.restore_tree(params, checkpoint.abstract_item(params))
+  assert marks == fingerprint.by_path(fingerprint.of(tree))
+  data = address.item(path, 9, 'params')
+  victim = max(data.rglob('d/*'), key=lambda p: p.stat().st_size)
+  content = bytearray(victim.read_bytes())
+  content[len(content) // 2] ^= 0x10
+  victim.write_bytes(content)
+  for way in ways:
+    out = tmp_path / 'damaged'
+    code = tools.call(
+      monkeypatch, 'merge', *way, '--method=uniform', f'--out={out}'
+    )
+    assert code == 2
+    assert f'Checkpoint {path}@9 is damaged: params' in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_merge_without_its_params_is_not_done(tmp_path):
   about = {'method': {}, 'sources': [], 'accumulate': 'x', 'dtype': 'x'}
   out = tmp_path / 'merged' / 'm'

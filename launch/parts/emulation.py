@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from launch.parts import curves, merged_state
-from lm import checkpoint, log, processes, spec, verify
+from launch.parts import curves, merged_state, verified
+from lm import processes, spec
 from lm.errors import UserError
 from lm.run import Run
 from merging import from_run
@@ -132,29 +132,20 @@ def write(
     ValueError: as `artifact.write`; UserError: a damaged checkpoint.
   """
 
-  first = checkpoint.abstract_item(plan.sources[0][0])
-  shapes = verify.shapes(first) | merged_state.shapes(plan.state)
-  verifier = verify.Verifier(shapes)
-  together = group()
-  part = lambda folder, i: folder / f'.part-{i}.json'
-  finish_state = lambda: None
+  together, finish_state = group(), lambda: None
+  hooks = verified.hooks(plan.sources, together, plan.state)
 
   def after_part(folder):
     nonlocal finish_state
     if plan.state:
       finish_state = merged_state.write_part(
-        plan.state, folder, together, observe=verifier, **options
+        plan.state, folder, together, observe=hooks['observe'], **options
       )
-    verifier.save(part(folder, together.index))
+    hooks['after_part'](folder)
 
-  def finish(folder):
+  def before_commit(folder):
     finish_state()
-    for i in range(1, together.count):
-      verifier.load(part(folder, i))
-    for i in range(together.count):
-      part(folder, i).unlink()
-    verifier.check()
-    log.write_json(folder / 'fingerprints.json', verifier.result())
+    hooks['before_commit'](folder)
 
   artifact.write(
     run.path,
@@ -162,9 +153,9 @@ def write(
     sources=plan.sources,
     provenance=about,
     hashed=hashed,
-    observe=verifier,
+    observe=hooks['observe'],
     after_part=after_part,
-    before_commit=finish,
+    before_commit=before_commit,
     group=together,
     **options,
   )
