@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from merging.engine import artifact, coefficients, items, stream
 from tests import merging_items as made
@@ -268,6 +271,20 @@ def test_memory_is_bounded_for_large_leaves_and_many_sources(
   # The measurement can fail: a generous bound is used, if blocks are large.
   generous = _peak(paths[:2], tmp_path / 'generous', 1 << 30, 1 << 30)
   assert generous > 64 << 20
+
+
+def test_memory_is_bounded_where_one_compressed_chunk_just_fits(tmp_path):
+  mesh = jax.make_mesh((8,), ('x',), axis_types=(AxisType.Auto,))
+  columns = NamedSharding(mesh, PartitionSpec(None, 'x'))  # of 8 MiB
+  w = np.random.default_rng(0).random((2048, 8192), np.float32)
+  tree, paths = {'w': jax.device_put(w, columns)}, []
+  for i in range(4):
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(tmp_path / f'{i}', tree)
+    paths.append(tmp_path / f'{i}')
+  bound = 40 << 20
+  peaks = [_peak(paths, tmp_path / f'out-{i}', bound) for i in range(3)]
+  assert max(peaks) < 1.2 * bound
 
 
 def test_artifact_and_its_provenance(run, tmp_path):

@@ -60,6 +60,16 @@ class Leaf(NamedTuple):
     """Whether it is a sum; else it is that of the newest source."""
     return self.sum_dtype.kind == 'f'
 
+  @property
+  def bytes(self) -> tuple[int, int]:
+    """Returns the bytes of memory per element, and those of a source."""
+    source = self.arrays[0].dtype.numpy_dtype.itemsize
+    most = max(source, ts.dtype(self.dtype).numpy_dtype.itemsize)
+    chunk = tuple(slice(0, n) for n in self.chunk)
+    # Of what is read or written, and what TensorStore decodes it from.
+    copies = 3 if all(array.place(chunk) for array in self.arrays) else 5
+    return self.sum_dtype.itemsize + copies * most, source
+
   def first(self, index: items.Index) -> int | None:
     """Returns the first element of a part; None if it is no range."""
     return files.first(self.shape, index)

@@ -223,7 +223,7 @@ def _add_files(p, leaf, places, total, first) -> None:
 def _leaves(p: Plan, folder: pathlib.Path | None) -> Iterator[Leaf]:
   """Yields the leaves; where not even a chunk fits, unpacked if possible."""
   for leaf in plan.leaves(p):
-    each, source = _bytes(leaf)
+    each, source = leaf.bytes
     most = p.options.max_bytes // each  # elements
     first = 0 if leaf.averaged else len(leaf.arrays) - 1  # that is read
     legal = all(array.unpack for array in leaf.arrays[first:])
@@ -241,21 +241,13 @@ def _leaves(p: Plan, folder: pathlib.Path | None) -> Iterator[Leaf]:
     yield leaf
 
 
-def _bytes(leaf):
-  """Returns the bytes of memory per element, and those of a source."""
-  source = leaf.arrays[0].dtype.numpy_dtype.itemsize
-  result = _numpy(leaf.dtype).itemsize
-  # The sum; of a block that is read or written, its chunks and their encoding.
-  return leaf.sum_dtype.itemsize + 3 * max(source, result), source
-
-
 def _block_shape(p: Plan, leaf: Leaf) -> tuple[list[int], int]:
   """Returns a multiple of the chunk, and how many fit max_bytes at a time.
 
   Raises:
     ValueError: not even one chunk fits.
   """
-  each, source = _bytes(leaf)
+  each, source = leaf.bytes
   chunk = math.prod(leaf.chunk)
   room = p.options.max_bytes // (each * chunk)
   if not room:
