@@ -55,7 +55,9 @@ def parse(config: ConfigDict) -> list[Average]:
     if kind not in ('linear', 'lawa') or not size.isdecimal():
       raise refuse('is unknown; legal: linear:STEPS, lawa:COUNT, ema:WIDTH')
     count, rest = divmod(int(size), every if kind == 'linear' else 1)
-    if rest or not count:
+    if not count:
+      raise refuse('must be at least 1')
+    if rest:
       raise refuse(f'must be a multiple of checkpoint.every_steps={every}')
     if kind == 'linear' and not config.checkpoint.mean:
       raise refuse('needs checkpoint.mean=True')

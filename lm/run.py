@@ -113,8 +113,16 @@ class Run:
     return stored.astype(np.float64)
 
   def learning_rates(self) -> np.ndarray:
-    """Returns the learning rate of every update, float64 (num_steps,)."""
-    return self.config.learning_rate * self.schedule()
+    """Returns the learning rate of every update, float64 (num_steps,).
+
+    Those before a branch began are its parent's, while it is there.
+    """
+    rates = self.config.learning_rate * self.schedule()
+    parent, _, _ = self.config.branch.rpartition('@')
+    if parent and (pathlib.Path(parent) / 'config.json').is_file():
+      first = branch.first_step(self.config)
+      rates[:first] = Run(parent).learning_rates()[:first]
+    return rates
 
   @functools.cached_property
   def data(self) -> data_lib.Data:

@@ -19,7 +19,7 @@ from launch.parts import (
 from lm import address, checkpoint, fingerprint, loop, verify
 from lm import run as run_lib
 from lm.errors import UserError
-from merging.engine import artifact, stream
+from merging.engine import artifact, chunks, plain, stream
 from tests import helpers, merging_items, tools
 
 
@@ -146,11 +146,14 @@ def test_inputs_of_a_run_are_compared_with_what_was_saved(
   params = tmp_path / 'whole-0' / 'params'
   tree = checkpoint.restore_tree(params, checkpoint.abstract_item(params))
   assert marks == fingerprint.by_path(fingerprint.of(tree))
-  data = address.item(path, 9, 'params')
-  victim = max(data.rglob('d/*'), key=lambda p: p.stat().st_size)
-  content = bytearray(victim.read_bytes())
-  content[len(content) // 2] ^= 0x10
-  victim.write_bytes(content)
+  stored = chunks.values(address.item(path, 9, 'params'))
+  victim = max(
+    (x for x in stored.values() if isinstance(x, plain.Place)),
+    key=lambda x: x.size,
+  )
+  content = bytearray(victim.path.read_bytes())
+  content[victim.start + victim.size // 2] ^= 0x10
+  victim.path.write_bytes(content)
   for way in ways:
     out = tmp_path / 'damaged'
     code = tools.call(
@@ -310,6 +313,22 @@ def test_controls_of_a_plan(run):
 def test_mistakes_are_one_sentence(run, method, options, sentence):
   with pytest.raises(UserError, match=sentence), cli.user_errors():
     _plan(run, method, **{'window': 9, **options})
+
+
+def test_rates_before_a_branch_are_those_of_its_parent(run, tmp_path):
+  config = helpers.config(
+    'schedule=constant',
+    branch=f'{run.path}@6',
+    checkpoint__every_steps=3,
+    learning_rate=1e-5,
+  )
+  loop.train(config, tmp_path / 'branch')
+  branch = run_lib.Run(tmp_path / 'branch')
+  rates = branch.learning_rates()
+  np.testing.assert_array_equal(rates[:6], run.learning_rates()[:6])
+  np.testing.assert_allclose(rates[6:], 1e-5)
+  plan = _plan(branch, 'wma', steps=(6, 9, 12))
+  np.testing.assert_allclose(plan.learning_rates, [rates[0], 1e-5, 1e-5])
 
 
 def test_surface_table_and_picture(runs, run, tmp_path, capsys):

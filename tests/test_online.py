@@ -78,7 +78,7 @@ def test_resume_reports_the_same(runs, tmp_path, monkeypatch):
     ('linear', {}, 'legal: linear:STEPS'),
     ('cosine:4', {}, 'legal: linear:STEPS'),
     ('linear:3', {}, 'multiple of checkpoint.every_steps=2'),
-    ('lawa:0', {}, 'must be a multiple'),
+    ('lawa:0', {}, 'must be at least 1'),
     ('ema:0.2', {}, "is not in checkpoint.ema='0.1'"),
     ('ema:wide', {}, "'ema:wide' is not in checkpoint.ema='0.1'"),
     ('linear:4', {'checkpoint__mean': False}, 'needs checkpoint.mean=True'),

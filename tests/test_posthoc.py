@@ -227,6 +227,8 @@ def test_a_decay_from_trackers_and_from_moments(run):
   p, fitted = _merged(run, 'decay:floor=0.2', 'trackers', end=40, window=20)
   assert sum(c for _, c in p.sources) == pytest.approx(1, abs=1e-12)
   assert dict(p.sources)[run.path / 'checkpoints/40/params'] == 0.2
+  absolute = sum(abs(c) for _, c in p.sources)
+  assert p.about['fit']['absolute'] == pytest.approx(absolute)
   off, w = p.about['fit']['multiplier_error'], p.about['multipliers']
   assert w == pytest.approx(knots, abs=off)
   means = emulation.plan(
@@ -238,6 +240,27 @@ def test_a_decay_from_trackers_and_from_moments(run):
     np.testing.assert_allclose(exact[key], value, atol=1e-6)
     off = np.abs(fitted[key] - value).max()
     assert off < 0.2 * np.abs(last[key] - value).max()
+
+
+def test_the_quality_of_a_fit_is_that_of_the_average_with_its_floor():
+  steps, g = np.arange(41), posthoc.gamma(0.1)
+  rows = [posthoc.power(steps, s, g) for s in (20, 30, 40)]
+  wanted = posthoc.decay(steps, 20, 'cosine')
+  found = posthoc.fit(rows, wanted, steps)
+  assert posthoc.floored(found, 0.0, wanted, steps)[1:] == pytest.approx(
+    found[1:]
+  )
+  got = posthoc.floored(found, 0.3, wanted, steps)
+  profiles = []
+  for total in (got.coefficients @ np.stack(rows), 0.7 * wanted):
+    profiles.append(np.diff(total))
+    profiles[-1][-1] += 0.3  # the share of the last iterate
+  fitted, exact = profiles
+  off = np.linalg.norm(fitted - exact) / np.linalg.norm(exact)
+  assert got.error == pytest.approx(off)
+  largest = np.abs(np.cumsum(fitted) - np.cumsum(exact)).max()
+  assert got.multiplier_error == pytest.approx(largest)
+  assert got.absolute == pytest.approx(np.abs(got.coefficients).sum() + 0.3)
 
 
 @pytest.mark.parametrize(

@@ -250,10 +250,11 @@ def _hashes(folder):
 def test_lr_range_changes_nothing_of_the_run_it_starts_from(tool, run, capsys):
   before = _hashes(run)
   arguments = [f'--config={run}/config.json', f'--config.branch={run}@24']
-  assert tool('lr_range', *arguments, '--num_steps=40', '--high=30') == 0
+  nothing = '--low=1e-9', '--high=1e-8', '--num_steps=40'
+  assert tool('lr_range', *arguments, *nothing) == 0
   name, words = tools.proposed(capsys.readouterr().out)  # noise hides all
   assert (name, words[-1]) == ('lr_range', '--num_steps=80')
-  assert tool(name, *words) == 0
+  assert tool('lr_range', *arguments, '--num_steps=80', '--high=30') == 0
   output = capsys.readouterr().out
   assert f'branched from {run}@24' in output
   assert _hashes(run) == before

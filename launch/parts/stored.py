@@ -159,7 +159,8 @@ def from_trackers(
   fit = posthoc.fit(
     rows, wanted, steps, nonnegative=nonnegative == 'True', ridge=penalty
   )
-  c = fit.coefficients * (1 - floor)
+  fit = posthoc.floored(fit, floor, wanted, steps)
+  c = fit.coefficients
   found = [(p, float(x)) for p, x in zip(paths, c, strict=True) if x]
   if floor:
     found.append((sources.item(run.path, end, 'params'), floor))

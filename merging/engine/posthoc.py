@@ -35,6 +35,25 @@ class Fit(NamedTuple):
   absolute: float
 
 
+def floored(
+  found: Fit, floor: float, wanted: np.ndarray, steps: np.ndarray
+) -> Fit:
+  """Returns the fit of (1 - floor) x `wanted` + floor x the last iterate.
+
+  Arguments are those of `fit`. The last iterate is stored, and costs no error.
+  """
+  each = np.diff(wanted) / np.diff(steps)  # of the iterates in a cell
+  size = np.diff(steps) @ each**2
+  last = (1 - floor) * each[-1]
+  both = (1 - floor) ** 2 * size + (last + floor) ** 2 - last**2
+  return found._replace(
+    coefficients=found.coefficients * (1 - floor),
+    error=found.error * (1 - floor) * float(np.sqrt(size / both)),
+    multiplier_error=found.multiplier_error * (1 - floor),
+    absolute=found.absolute * (1 - floor) + floor,
+  )
+
+
 def gamma(sigma: float) -> float:
   """Returns the exponent g of relative width `sigma` (eq. 126 of the paper).
 
