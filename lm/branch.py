@@ -101,6 +101,19 @@ def _place(text):
   return pathlib.Path(path).resolve(), step
 
 
+def tokens(config: Mapping[str, Any], step: int) -> int:
+  """Returns how many tokens the parameters of a step were trained on.
+
+  Those of a branch until it began are its parent's, while that is there.
+  """
+  first, own = 0, config['batch_size'] * config['seq_len']
+  parent = pathlib.Path(config['branch'].rpartition('@')[0])
+  if config['branch'] and (parent / 'config.json').is_file():
+    first = min(first_step(config), step)
+  before = tokens(log.read_config(parent), first) if first else 0
+  return before + (step - first) * own
+
+
 def data_offset(
   config: Mapping[str, Any], run: pathlib.Path | None = None
 ) -> int:

@@ -248,21 +248,21 @@ class Writer:
     start: int,
     total: int,
     *,
-    tokens_per_step: int,
+    tokens: tuple[int, int],  # at `start`, and of a step
     flops_per_token: float,
     peak_flops: float | None,
   ) -> None:
     self._metrics = Metrics(run, start)
     self._progress = Progress(start, total)
-    self._tokens, self._flops = tokens_per_step, flops_per_token
+    (at_start, self._tokens), self._flops = tokens, flops_per_token
+    self._before = at_start - start * self._tokens  # of a branch: its parent's
     self._peak = peak_flops
     self._shown: dict[str, str] = {}
-    self._clock: tuple[int, float] | None = None
-    self._first: tuple[int, float] | None = None
+    self._clock = self._first = None  # (step, time)
 
   def write(self, step: int, values: dict[str, Any]) -> None:
     """Writes the metrics of the state at `step`, which has been computed."""
-    values = {'tokens': step * self._tokens, **values}
+    values = {'tokens': self._before + step * self._tokens, **values}
     if 'train/loss' in values:
       values.update(self._throughput(step))
     self._metrics.write(step, {k: float(v) for k, v in values.items()})

@@ -212,7 +212,7 @@ def train(
 def _writer(config, run, begin):
   return log.Writer(
     run, begin, config.num_steps,
-    tokens_per_step=config.batch_size * config.seq_len,
+    tokens=(branch.tokens(config, begin), config.batch_size * config.seq_len),
     flops_per_token=model.flops_per_token(config.model, config.seq_len),
     peak_flops=mesh.peak_flops(),
   )  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from launch.parts import range_training, trials
+from launch.parts import range_training, ranking, trials
 from lm import address, checkpoint, fingerprint, loop
 from lm import run as run_lib
 from lm.errors import UserError
@@ -236,6 +236,24 @@ def test_branch_data_restart_sees_other_batches(whole, tmp_path):
   swept = np.full(4, config.learning_rate)
   losses, _ = range_training.train(ranged, 'learning_rate', swept)
   np.testing.assert_allclose(losses, b.value[1:4], rtol=1e-6)
+
+
+def test_tokens_of_a_branch_go_on_from_those_of_its_parent(whole, tmp_path):
+  twice = helpers.config(
+    branch=f'{whole}@4', branch_data='restart', batch_size=16
+  )
+  loop.train(twice, tmp_path / 'a')
+  third = helpers.config(branch=f'{tmp_path}/a@8', branch_data='restart')
+  loop.train(third, tmp_path / 'b')
+  before, a, b = (
+    run_lib.Run(r).metrics['tokens']
+    for r in (whole, tmp_path / 'a', tmp_path / 'b')
+  )
+  each = before.value[1] - before.value[0]
+  np.testing.assert_array_equal(a.value, each * (4 + 2 * (a.step - 4)))
+  np.testing.assert_array_equal(b.value, each * (12 + (b.step - 8)))
+  row = ranking.row('a', None, [], [run_lib.Run(tmp_path / 'a')])
+  assert row.tokens == 20 * each
 
 
 def test_a_branch_continues_data_that_its_parent_began_again(whole, tmp_path):

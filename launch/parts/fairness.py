@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from lm import card, data
+from lm import branch, card, data
 
 # Fields that decide on which tokens a loss is measured.
 _MEASURED = ('data.', 'seq_len', 'eval.num_sequences', 'model.vocab_size')
@@ -54,7 +54,8 @@ def notes(
     if measured != sets[0]:
       what = f'measured on other tokens ({told(_MEASURED)}): not comparable'
       found.setdefault(what, []).append(name)
-    ratio = _tokens(config) / _tokens(configs[0])
+    at = [branch.tokens(c, c.num_steps) for c in (config, configs[0])]
+    ratio = at[0] / at[1]
     if ratio != 1:
       what = f'trained on {ratio:.3g} times the tokens'
       found.setdefault(what, []).append(name)
@@ -65,10 +66,6 @@ def notes(
     f'NOT EQUAL to {names[0]}: {_some(few)}: {what}.'
     for what, few in found.items()
   ]
-
-
-def _tokens(c):
-  return c.num_steps * c.batch_size * c.seq_len
 
 
 def _some(names):

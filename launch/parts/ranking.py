@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from launch.parts import comparison, tuning
+from lm import branch
 from lm.foreign_logs import Series
 from lm.run import Run
 
@@ -36,7 +37,7 @@ def row(
   """Reads what a table and a picture need from the runs of a method."""
   config, metrics = runs[0].config, [run.metrics for run in runs]
   curves = [m['eval/loss'] for m in metrics if 'eval/loss' in m]
-  tokens = config.num_steps * config.batch_size * config.seq_len
+  tokens = branch.tokens(config, config.num_steps)
   return Row(name, tuned, np.array(losses), curves, tokens)
 
 
