@@ -72,6 +72,19 @@ def test_a_float_below_one_is_searched_by_its_distance_from_one(monkeypatch):
   assert found.searches['optimizer.b1'].edge == ''
 
 
+def test_a_float_below_one_stays_one_that_a_step_can_tell_from_one(monkeypatch):
+  method, seen = trials.Method('m', {}, {'optimizer.b1': '0.9'}), []
+
+  class Trials:
+    def loss(self, method, fields, seed):
+      seen.append(fields['optimizer.b1'])
+      return 1 - seen[-1]  # it falls up to 1
+
+  monkeypatch.setattr(trials.Method, 'config', _config)
+  tuning.tune(Trials(), method, ['b1'], seeds=[0], factor=1e3, most=9)
+  assert 0.9 < max(seen) < 1 and np.float32(max(seen)) < 1
+
+
 def test_knobs_are_tuned_in_turn(monkeypatch):
   """The second knob at the best of the first, which some methods lack."""
   best = {'learning_rate': 3e-3 * 4, 'optimizer.weight_decay': 0.1 / 2}

@@ -63,7 +63,7 @@ def _value(tuned, field):
   if field not in tuned.fields:
     return '-'
   edge = tuned.searches[field].edge
-  return f'{tuned.fields[field]:.6g}{" or " + edge if edge else ""}'
+  return f'{tuned.fields[field]:.8g}{" or " + edge if edge else ""}'
 
 
 def mean(losses: np.ndarray) -> str:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from launch.parts.trials import Method, Trials
 from lm import follow, spec
 from lm.errors import UserError, did_you_mean
@@ -156,6 +158,8 @@ def _accepted(method, fields) -> bool:
   for field, value in fields.items():
     least, largest = follow.legal(field.rpartition('.')[2])
     if not least <= value <= largest:
+      return False
+    if value != 1 and np.float32(value) == 1:  # in a step it would be
       return False
   try:
     spec.build('optimizers', config.optimizer, config.learning_rate)
