@@ -248,3 +248,11 @@ def test_a_fit_recovers_what_made_the_losses():
 def test_the_closed_form_by_hand():
   """T = 4, T0 = 2: 2/3 + 8/18 + (H4 - H3) - 2/72 + 1/4 + H1 / 3 = 23/12."""
   assert bound.wsd_upper_bound(4, 2) == pytest.approx((4 / 6 * 23 / 12) ** 0.5)
+
+
+def test_seeds_are_no_more_settings_for_a_fit():
+  line = np.linspace(1, 0, 50, endpoint=False)
+  twice = [1e-3 * line, 1e-2 * line] * 2
+  with pytest.raises(ValueError, match='4 runs of 2 different schedules or'):
+    predict.fit(twice, [3.0, 2.5, 3.1, 2.4])
+  predict.fit([*twice, np.full(50, 1e-3)], [3.0, 2.5, 3.1, 2.4, 3.2])

@@ -46,7 +46,14 @@ def fit(lrs: Sequence[ArrayLike], losses: ArrayLike) -> Fit:
       f'all runs have the peak learning rate {max(peaks):.3g}; at least two '
       'are needed to find the scale.'
     )
-  a, b = np.array([bound.terms(lr) for lr in lrs]).T
+  a, b = terms = np.array([bound.terms(lr) for lr in lrs]).T
+  different = len(np.unique(np.round(np.log(terms), 6), axis=1).T)
+  if different < 3:
+    raise ValueError(
+      f'{len(lrs)} runs of {different} different schedules or peak learning '
+      'rates are not enough: three numbers are fitted, and other seeds '
+      'of a run do not count.'
+    )
 
   def residual(log_distance):
     return _affine(np.exp(2 * log_distance) * a + b, y)[0]
