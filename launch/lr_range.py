@@ -85,7 +85,8 @@ def _next(knob: str, reading) -> list[str]:
   field = knob if knob == 'learning_rate' else f'optimizer.{knob}'
   changes = {field: f'{best:.2g}'} if _found(reading) else {}
   words = given.flags_of({**changes, **_room(_CONFIG.value)})
-  return ['launch.train', *words, f'--workdir=runs/{knob}-{best:.2g}']
+  name = f'{knob}-{best:.2g}' if _found(reading) else f'without-{knob}'
+  return ['launch.train', *words, f'--workdir=runs/{name}']
 
 
 def _higher(knob: str) -> float:
