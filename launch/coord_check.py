@@ -84,9 +84,10 @@ def _memory(configs) -> str:
   """Says how much of the initial values is forgotten."""
   from lm import step, width
 
-  mode, rates = configs[0].optimizer.get('decay'), []
-  if mode in ('none', 'coupled'):
-    return f'decay={mode}: no weight decay forgets the initial values'
+  optimizer, rates = configs[0].optimizer, []
+  mode = optimizer.get('decay')
+  if mode in ('none', 'coupled') or 'weight_decay' not in optimizer:
+    return 'No decoupled weight decay forgets the initial values.'
   for c in configs:
     lr, wd = width.factors(c)['matrix']
     wd *= float(step.knobs(c, 0, step.floats(c))['weight_decay'])

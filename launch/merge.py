@@ -192,7 +192,6 @@ def _merge_run(options) -> None:
 
 def _merge_inputs(options) -> None:
   from launch.parts import emulation, finished, foreign, show, verified
-  from lm import checkpoint
   from merging.engine import artifact
   from merging.engine import plan as engine
 
@@ -225,9 +224,8 @@ def _merge_inputs(options) -> None:
   show.coefficients(about)
   if _end(out, done):
     return
-  together, hooks = emulation.group(), {}
-  if all(checkpoint.marks(path) for path in found.paths):
-    hooks = verified.hooks(plan.sources, together, keep=bool(found.item))
+  together = emulation.group()
+  hooks = verified.of_inputs(plan.sources, together, bool(found.item))
   artifact.write_at(
     out,
     found.item,

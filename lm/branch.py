@@ -93,6 +93,13 @@ def first_step(config: Mapping[str, Any]) -> int:
   return int(config['branch'].rpartition('@')[2] or 0)
 
 
+def parent(config: Mapping[str, Any]) -> pathlib.Path | None:
+  """Returns the run that this one branched from, while it is there."""
+  run, at, _ = config['branch'].rpartition('@')
+  there = at and (pathlib.Path(run) / 'config.json').is_file()
+  return pathlib.Path(run) if there else None
+
+
 def _place(text):
   """(RUN, 'STEP') or (RUN,), however the path is written."""
   path, _, step = text.rpartition('@')
@@ -106,12 +113,11 @@ def tokens(config: Mapping[str, Any], step: int) -> int:
 
   Those of a branch until it began are its parent's, while that is there.
   """
-  first, own = 0, config['batch_size'] * config['seq_len']
-  parent = pathlib.Path(config['branch'].rpartition('@')[0])
-  if config['branch'] and (parent / 'config.json').is_file():
+  first, before = 0, 0
+  if run := parent(config):
     first = min(first_step(config), step)
-  before = tokens(log.read_config(parent), first) if first else 0
-  return before + (step - first) * own
+    before = tokens(log.read_config(run), first)
+  return before + (step - first) * config['batch_size'] * config['seq_len']
 
 
 def data_offset(
@@ -129,7 +135,6 @@ def data_offset(
   own = first_step(config) if restarts else 0
   if run and address.steps(run) and (run / 'meta.json').is_file():
     return log.read_meta(run).get('data_offset', own)  # older runs have none
-  parent = pathlib.Path(config['branch'].rpartition('@')[0])
-  if restarts or not config['branch'] or not (parent / 'config.json').is_file():
+  if restarts or not (before := parent(config)):
     return own
-  return data_offset(log.read_config(parent), parent)
+  return data_offset(log.read_config(before), before)

@@ -241,13 +241,12 @@ def restore_merged(path: pathlib.Path, abstract: Any) -> Any:
   It is verified if launch.merge wrote it, in the precision in which it did.
   """
   whole = lambda like: _read(f"'{path}'", lambda: restore_tree(path, like))
-  if not (marks := path.parent / 'fingerprints.json').is_file():
+  if (want := marks(path)) is None:
     return whole(abstract)
   like, stored = abstract, abstract_item(path)
   if jax.tree.structure(stored) == jax.tree.structure(abstract):
     like = jax.tree.map(lambda a, s: a.update(dtype=s.dtype), abstract, stored)
   tree = whole(like)
-  want = log.read_json(marks)
   found = fingerprint.by_path(fingerprint.of(tree))
   wrong = [k for k, v in found.items() if want.get(fingerprint.untyped(k)) != v]
   if wrong:

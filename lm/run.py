@@ -118,8 +118,7 @@ class Run:
     Those before a branch began are its parent's, while it is there.
     """
     rates = self.config.learning_rate * self.schedule()
-    parent, _, _ = self.config.branch.rpartition('@')
-    if parent and (pathlib.Path(parent) / 'config.json').is_file():
+    if parent := branch.parent(self.config):
       first = branch.first_step(self.config)
       rates[:first] = Run(parent).learning_rates()[:first]
     return rates

@@ -4,6 +4,7 @@ import functools
 import math
 import pathlib
 import threading
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -24,8 +25,12 @@ class Verifier:
   from any thread.
   """
 
-  def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
-    self._shapes = shapes
+  def __init__(
+    self,
+    shapes: dict[str, tuple[int, ...]],
+    unknown: Collection[pathlib.Path] = (),
+  ) -> None:
+    self._shapes, self._unknown = shapes, unknown  # those are not compared
     self._marks = functools.cache(checkpoint.marks)
     self._sums: dict[tuple[pathlib.Path | None, str], int] = {}
     self._lock = threading.Lock()
@@ -37,6 +42,8 @@ class Verifier:
     index: tuple[slice, ...],
     block: np.ndarray,
   ) -> None:
+    if item in self._unknown:
+      return
     shape = self._shapes[leaf]
     shape = (math.prod(shape),) if len(index) == 1 else shape
     mark = block_fingerprint(block, index, shape)

@@ -67,9 +67,7 @@ def factors(config: ConfigDict) -> dict[str, tuple[float, float]]:
   wd = {'embedding': c.embedding_decay, 'head': c.head_decay, 'vector': 1.0}
   wd['matrix'] = m ** DECAYS[c.decay]
   if config.optimizer.get('decay') == 'independent':
-    wd['matrix'] *= lr[
-      'matrix'
-    ]  # which this mode does not multiply by the rate
+    wd['matrix'] *= lr['matrix']  # this mode does not multiply by the rate
   else:
     wd |= {role: wd[role] / lr[role] for role in ('embedding', 'head')}
   return {role: (lr[role], wd[role]) for role in lr}

@@ -144,7 +144,7 @@ def test_the_command(monkeypatch, capsys, tmp_path):
   [
     ('independent', ': 0.2, 0.14;'),
     ('decoupled', ': 0.0004, 0.00028;'),
-    ('none', 'no weight decay'),
+    ('none', 'No decoupled weight decay'),
   ],
 )
 def test_what_decay_forgets_is_that_of_its_mode(

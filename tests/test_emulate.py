@@ -154,7 +154,10 @@ def test_inputs_of_a_run_are_compared_with_what_was_saved(
   content = bytearray(victim.path.read_bytes())
   content[victim.start + victim.size // 2] ^= 0x10
   victim.path.write_bytes(content)
-  for way in ways:
+  copy = tmp_path / '6'  # without what tells its fingerprints
+  shutil.copytree(items[0], copy / 'params')
+  mixed = [f'--inputs={copy},{path}/checkpoints/9', '--steps=6,9']
+  for way in (*ways, mixed):
     out = tmp_path / 'damaged'
     code = tools.call(
       monkeypatch, 'merge', *way, '--method=uniform', f'--out={out}'

@@ -282,9 +282,9 @@ def test_memory_is_bounded_where_one_compressed_chunk_just_fits(tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(tmp_path / f'{i}', tree)
     paths.append(tmp_path / f'{i}')
-  bound = 40 << 20
+  bound = 32 << 20
   peaks = [_peak(paths, tmp_path / f'out-{i}', bound) for i in range(3)]
-  assert max(peaks) < 1.2 * bound
+  assert max(peaks) < bound
 
 
 def test_artifact_and_its_provenance(run, tmp_path):

@@ -4,12 +4,13 @@ import hashlib
 import json
 import pathlib
 import shlex
+import types
 
 import numpy as np
 import pytest
 
-from launch import cli
-from launch.parts import curves, range_training, schedule_pictures
+from launch import cli, lr_range
+from launch.parts import curves, given, range_training, schedule_pictures
 from lm import loop
 from lm.run import Run
 from tests import helpers, tools
@@ -276,6 +277,20 @@ def test_lr_range_changes_nothing_of_the_run_it_starts_from(tool, run, capsys):
   assert '11 of 12 values' in output and 'raise --high' in output
   name, words = tools.proposed(output)  # not to train with the last value
   assert (name, words[-1]) == ('lr_range', '--high=100')
+
+
+@pytest.mark.parametrize('found', [True, False])
+def test_a_run_is_named_by_what_was_found(monkeypatch, found):
+  reading = types.SimpleNamespace(
+    clear=True, at_end=not found, at_start=False, turn=0.5
+  )
+  monkeypatch.setattr(lr_range, '_higher', lambda knob: 0.0)
+  monkeypatch.setattr(lr_range, '_room', lambda config: {})
+  monkeypatch.setattr(lr_range, '_CONFIG', types.SimpleNamespace(value=None))
+  monkeypatch.setattr(given, 'flags_of', lambda changes: list(changes))
+  words = lr_range._next('b1', reading)
+  want = ['optimizer.b1', '--workdir=runs/b1-0.5']
+  assert words[1:] == (want if found else ['--workdir=runs/without-b1'])
 
 
 def test_a_range_test_decays_as_the_run_would():

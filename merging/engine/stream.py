@@ -160,13 +160,13 @@ def _sum(p, leaf, index) -> np.ndarray:
     return _read(p, leaf, len(p.paths) - 1, index)
   total = np.empty([s.stop - s.start for s in index], leaf.sum_dtype)
   flat = total.reshape(-1)
-  places = [array.place(index) for array in leaf.arrays]
+  places, first = [a.place(index) for a in leaf.arrays], leaf.first(index)
   with np.errstate(all='ignore'):  # what is not finite is found at the end
-    if None in places or p.options.observe and leaf.first(index) is None:
+    if None in places or p.options.observe and first is None:
       for i, coefficient in enumerate(p.coefficients):
         _add(flat, _read(p, leaf, i, index), coefficient, i == 0)
     else:
-      _add_files(p, leaf, places, flat, leaf.first(index))
+      _add_files(p, leaf, places, flat, first)
   return total
 
 
