@@ -31,7 +31,7 @@ demo: .venv/installed
 test: .venv/installed-test
 	@$(VENV) -m pytest -n auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
-# The CPU set, under 20 minutes on 2 cores; add what needs more by hand.
+# The CPU set, about 20 minutes on 2 cores; add what needs more by hand.
 bench: .venv/installed-test
 	$(call run,benchmarks.peers --peer_dir='$(PEERS)' --seconds=2)
 	$(call run,benchmarks.step_cpu --repetitions=5)
