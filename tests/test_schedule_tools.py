@@ -4,13 +4,12 @@ import hashlib
 import json
 import pathlib
 import shlex
-import types
 
 import numpy as np
 import pytest
 
-from launch import cli, lr_range
-from launch.parts import curves, given, range_training, schedule_pictures
+from launch import cli
+from launch.parts import curves, range_training, schedule_pictures
 from lm import loop
 from lm.run import Run
 from tests import helpers, tools
@@ -280,17 +279,24 @@ def test_lr_range_changes_nothing_of_the_run_it_starts_from(tool, run, capsys):
 
 
 @pytest.mark.parametrize('found', [True, False])
-def test_a_run_is_named_by_what_was_found(monkeypatch, found):
-  reading = types.SimpleNamespace(
-    clear=True, at_end=not found, at_start=False, turn=0.5
-  )
-  monkeypatch.setattr(lr_range, '_higher', lambda knob: 0.0)
-  monkeypatch.setattr(lr_range, '_room', lambda config: {})
-  monkeypatch.setattr(lr_range, '_CONFIG', types.SimpleNamespace(value=None))
-  monkeypatch.setattr(given, 'flags_of', lambda changes: list(changes))
-  words = lr_range._next('b1', reading)
-  want = ['optimizer.b1', '--workdir=runs/b1-0.5']
-  assert words[1:] == (want if found else ['--workdir=runs/without-b1'])
+def test_a_run_is_named_by_what_was_found(tool, monkeypatch, capsys, found):
+  losses = [5 - 0.04 * n for n in range(100)]
+  if found:
+    losses[60:] = [losses[60] + 0.08 * n for n in range(40)]
+  trained = lambda *unused: (losses[1:], 'from scratch')
+  monkeypatch.setattr(range_training, 'train', trained)
+  flags = ['--knob=b1', '--low=0.5', '--high=1', '--spacing=linear']
+  assert tool('lr_range', *flags, '--num_steps=100') == 0
+  output = capsys.readouterr().out
+  assert found != ('no larger value is legal' in output)
+  name, words = tools.proposed(output)
+  assert (name, words.pop(0)) == ('train', '--config=configs/debug.py')
+  if found:
+    value = float(words[0].removeprefix('--config.optimizer.b1='))
+    assert 0.7 < value < 0.85
+    assert words[-1] == f'--workdir=runs/b1-{value}'
+  else:
+    assert words == ['--workdir=runs/without-b1']
 
 
 def test_a_range_test_decays_as_the_run_would():
