@@ -1,21 +1,19 @@
-"""What a run writes beside checkpoints: JSON lines, TensorBoard, progress."""
+"""What a run writes beside checkpoints: JSON lines and TensorBoard."""
 
 import json
 import operator
 import os
 import pathlib
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from rich import console as rich_console
-from rich import progress as rich_progress
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from lm import progress
 from lm.errors import UserError
 
 
@@ -195,50 +193,6 @@ class Metrics:
     self._events.close()
 
 
-class Progress:
-  """A progress bar on a terminal, a line every few seconds elsewhere."""
-
-  def __init__(self, start: int, total: int, seconds: float = 10.0) -> None:
-    self._bar = None
-    self._total, self._seconds, self._last = total, seconds, 0.0
-    self._first: tuple[int, float] | None = None
-    if sys.stderr.isatty():
-      self._bar = rich_progress.Progress(
-        rich_progress.TextColumn('step'),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.BarColumn(),
-        rich_progress.TextColumn('{task.fields[text]}'),
-        rich_progress.TimeElapsedColumn(),
-        rich_progress.TextColumn('eta'),
-        rich_progress.TimeRemainingColumn(),
-        console=rich_console.Console(stderr=True),
-      )
-      self._task = self._bar.add_task(
-        '', total=total, completed=start, text='compiling'
-      )
-      self._bar.start()
-
-  def update(self, step: int, text: str) -> None:
-    """`step` updates are done; `text` says how it goes."""
-    if self._bar:
-      self._bar.update(self._task, completed=step, text=text)
-      return
-    now = time.time()
-    self._first = self._first or (step, now)  # compilation is behind us
-    if now - self._last < self._seconds and step < self._total:
-      return
-    self._last = now
-    done = step - self._first[0]
-    if done:
-      rest = (now - self._first[1]) / done * (self._total - step)
-      text = f'{text}  eta {rest:.0f} s'
-    print(f'step {step}/{self._total}  {text}', flush=True)
-
-  def close(self) -> None:
-    if self._bar:
-      self._bar.stop()
-
-
 class Writer:
   """Everything that is written about a step, and how fast the steps go."""
 
@@ -253,7 +207,7 @@ class Writer:
     peak_flops: float | None,
   ) -> None:
     self._metrics = Metrics(run, start)
-    self._progress = Progress(start, total)
+    self._progress = progress.Progress(start, total)
     (at_start, self._tokens), self._flops = tokens, flops_per_token
     self._before = at_start - start * self._tokens  # of a branch: its parent's
     self._peak = peak_flops
