@@ -175,7 +175,25 @@ def test_a_predicted_loss_below_zero_is_said(tool, capsys):
       for k in ('val_loss', 'lr')
     })  # fmt: skip
   assert tool('predict', f'--runs={",".join(runs)}', '--schedules=wsd') == 0
-  assert 'below 0: this fit cannot be used' in capsys.readouterr().out
+  output = capsys.readouterr().out
+  assert 'below 0: this fit cannot be used' in output
+  assert 'is negative: what it says' in output
+
+
+def test_runs_that_do_not_predict_each_other_are_said(tool, capsys):
+  runs, words = _theory_runs()[:6], 'do not predict each other'
+  flag = f'--runs={",".join(runs)}'
+  assert tool('predict', flag) == 0
+  output = capsys.readouterr().out
+  assert words not in output and '-: the runs do not tell' not in output
+  losses = [3, 3.2, 3, 3.01, 3.21, 3.01]  # of the middle peak the worst
+  for path, loss in zip(runs, losses, strict=True):
+    rows = [json.loads(x) for x in pathlib.Path(path).read_text().splitlines()]
+    lr = [row['lr'] for row in rows]
+    tools.log(path, lr=lr, val_loss=np.full(201, loss))
+  assert tool('predict', flag) == 0
+  output = capsys.readouterr().out
+  assert words in output and '-: the runs do not tell' in output
 
 
 # --- lr_range

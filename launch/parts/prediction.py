@@ -157,6 +157,11 @@ def print_fit(fitted: Fitted) -> None:
   )
   if f.slope <= 0:
     print('These losses do not grow with the bound: nothing can be predicted.')
+  elif f.offset < 0:
+    print(
+      'The offset, the least loss that this fit allows, is negative: what it '
+      f'says far below {min(p.loss for p in fitted.points):.4f} are guesses.'
+    )
   if len(fitted.points) == 3:
     print(
       'Three runs leave no degree of freedom: that they are fitted says '
@@ -168,6 +173,8 @@ def print_fit(fitted: Fitted) -> None:
       f'left out in turn, mean error: {each[0]:.4f}; of the mean of the '
       f'others: {each[1]:.4f}'
     )
+    if each[0] >= each[1]:
+      print('These runs do not predict each other: what follows are guesses.')
 
 
 def print_held_out(fitted: Fitted, held: Sequence[Point]) -> list[tuple]:
@@ -217,6 +224,8 @@ def print_others(
   header = ['schedule', 'steps', 'best peak', level, 'loss there',
             f'± ({level})']  # fmt: skip
   show.table(header, rows)
+  if len(peaks) > 3 and any('-' in (row[3], row[5]) for row in rows):
+    print('-: the runs do not tell it.')
   low, high = min(peaks), max(peaks)
   if any(not low <= float(r[2]) <= high for r in rows):
     print(f'Peaks outside {low:.3g} to {high:.3g}, of the runs, are guesses.')
