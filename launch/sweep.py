@@ -41,8 +41,16 @@ def main() -> int:
   with preemption.Preemption() as stopped:
     stop = lambda: stopped.reached(0)
     done = trials.Trials(_WORKDIR.value, stop, len(configs))
+    wrong: dict[str, UserError] = {}
     for name, config in configs.items():
-      done.check(f"The setting '{name}'", config, out.parent / name)
+      try:
+        done.check(f"The setting '{name}'", config, out.parent / name)
+      except UserError as e:
+        wrong[name] = e
+    if wrong:
+      first, *others = wrong
+      more = f' Others cannot be trained, either: {", ".join(others)}.'
+      raise UserError(f'{wrong[first]}{more if others else ""}')
     try:
       losses = [done.train(out.parent / n, c) for n, c in configs.items()]
     except trials.Preempted:

@@ -103,6 +103,10 @@ def plan(old: Any, new: Any, params: Any, policy: str = '') -> Plan:
   lines = _lines(before, after, source, params)
   if policy in ('keep', 'carry_mu') and not source:
     lines.insert(0, f"branch_state='{policy}' finds nothing to keep")
+  elif policy == 'carry_mu':
+    field = {p: x.field for u in [*before, *after] for x, p in u.leaves.items()}
+    if all(field[new] == field[old] for new, old in source.items()):
+      lines.insert(0, "branch_state='carry_mu' finds no mean of another name")
   return Plan(source, lines)
 
 

@@ -275,6 +275,14 @@ def test_it_is_said_when_nothing_is_kept(policy):
   assert not found.source
 
 
+@pytest.mark.parametrize('policy', ['keep', 'carry_mu'])
+@pytest.mark.parametrize('new', [muon, soap])
+def test_it_is_said_when_no_mean_is_handed_on(policy, new):
+  found = _plan(adamw(LR, AXES), new(LR, AXES), policy)
+  said = any('finds no mean of another name' in line for line in found.lines)
+  assert found.source and said == (policy == 'carry_mu' and new is soap)
+
+
 # --- runs
 
 _NO_EVAL = {'eval__every_steps': 0}

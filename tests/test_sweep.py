@@ -228,6 +228,7 @@ def test_every_sweep_of_configs(path, tmp_path, monkeypatch, capsys):
     ("{'a': {'optimizer': 'lion,size=tiny'}}", "has optimizer='lion,size"),
     ("{'a': {}, 'b': {'branch': '/nope@2'}}", "The setting 'b': '/nope"),
     ("{'a': {}, 'b': {'init': '/nope@2'}}", "The setting 'b': '/nope"),
+    ("{'a': {'init': '/x@2'}, 'b': {'branch': '/y@2'}}", 'either: b.'),
     ("{'b': {'init': '/nope'}}", "init='/nope' must name the step"),
     ("{'b': {'init': '/nope/merged/a'}}", "The setting 'b': '/nope"),
     ("{'a': {'batch_size': 4}}", "'--config.batch_size=16' is given, and"),
