@@ -184,6 +184,7 @@ def grow(
   return [max(min(b, n), 1) for b, n in zip(block, shape, strict=True)]
 
 
+@functools.lru_cache(16)
 def _kind(dtype):
   """Returns the type of '<f4', 'bfloat16', ...; None of other byte orders."""
   if dtype == 'bfloat16':

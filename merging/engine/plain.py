@@ -4,12 +4,13 @@ A chunk that is not compressed is a range of a file and read in any parts. One
 that is, and does not fit in memory, becomes such a range by `unpack`.
 """
 
+import functools
 import io
 import itertools
 import math
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,14 +84,19 @@ class Plain(NamedTuple):
     missing = (at for at in self.numbers() if at not in self.places)
     return next((f'chunk {at}' for at in missing), None)
 
-  def numbers(self) -> list[Number]:
+  def numbers(self) -> Sequence[Number]:
     """Returns the numbers of all chunks, in C order."""
-    both = zip(self.shape, self.chunk, strict=True)
-    return list(itertools.product(*(range(-(-n // c)) for n, c in both)))
+    return _numbers(self.shape, self.chunk)
 
   @property
   def chunk_bytes(self) -> int:
     return math.prod(self.chunk) * self.dtype.numpy_dtype.itemsize
+
+
+@functools.lru_cache(8)  # the sources of a merge have the same arrays
+def _numbers(shape, chunk):
+  both = zip(shape, chunk, strict=True)
+  return [*itertools.product(*(range(-(-n // c)) for n, c in both))]
 
 
 def unpack(
