@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 
 from launch.parts import fields
 from lm import noise, spec
-from lm.errors import FULL, UserError, did_you_mean, of_code
+from lm.errors import FULL, UserError, did_you_mean, of_code, of_flag
 
 ROOT = pathlib.Path(__file__).parents[1]
 PARSERS = {bool: (flags.BooleanParser(), 'true or false'),
@@ -70,7 +70,7 @@ def run(
   except BrokenPipeError:
     os._exit(141)  # who reads, as `head`, has enough
   except (flags.Error, UserError, OSError) as e:
-    text = _no_space(e) or ' '.join(str(e).split())
+    text = _no_space(e) or of_flag(' '.join(str(e).split()))
     print(f'error: {text}', file=sys.stderr)
     code = 2
   except KeyboardInterrupt as e:

@@ -42,6 +42,16 @@ def did_you_mean(word: str, legal: Iterable[str]) -> str:
   return f'{hint} Legal: {words or "none"}.'
 
 
+def of_flag(text: str) -> str:
+  """Returns a sentence of absl with our words for what is no number."""
+  for theirs, ours in (
+    ('invalid literal for int', 'an integer'),
+    ('could not convert string to float', 'a number'),
+  ):
+    text = re.sub(f'^flag (.*): {theirs}.*', rf'\1 must be {ours}.', text)
+  return text
+
+
 @contextlib.contextmanager
 def of_code(path: str) -> Iterator[None]:
   """Inside, whatever the user's Python file `path` raises is a UserError.

@@ -99,6 +99,8 @@ def test_the_command(run, net, monkeypatch, capsys):
     ('--prompt=', '--prompt is empty'),
     ('--top_k=257', '--top_k=257 must be from 0 to 256'),
     ('--temperature=-1', '--temperature=-1.0 must be from 0'),
+    ('--temperature=x', 'error: --temperature=x must be a number.'),
+    ('--seed=x', 'error: --seed=x must be an integer.'),
     ('--num_tokens=0', '--num_tokens=0: 0 is not an integer in'),
   ):
     assert call(bad) == 2

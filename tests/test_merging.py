@@ -217,7 +217,7 @@ def test_from_run_divides_by_what_was_used():
   w = coefficients.forward(uniform([3, 6, 9, 12, 15]))
   np.testing.assert_allclose(w * used[3::3], [0.8, 0.48, 0.24, 0.08])
   steep = np.repeat([1, 1, 0.9, 0.8, 0.1], 3)
-  with pytest.raises(ValueError, match='checkpoint 1 the coefficient -0.125'):
+  with pytest.raises(ValueError, match='2 of 5 the coefficient -0.125'):
     from_run([3, 6, 9, 12, 15], used, steep)
   got = from_run([3, 6, 9, 12, 15], used, steep, signed=True)
   want = [0, -0.125, -0.2083333, 1.0833333, 0.25]

@@ -400,6 +400,15 @@ def test_mistakes_with_orbax_trees(saved, tmp_path, monkeypatch, capsys):
       checkpointer.save(tmp_path / f'two/{i}', {'a': one, 'b': one})
   text = "more than parameters ('a.opt_state.params'); name them with --tree: "
   check(f'{text}a.params, b.params.', f'--inputs={tmp_path}/two', out)
+  for i in (1, 2):
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      checkpointer.save(tmp_path / f'text/{i}', {**_params(i), 'name': 'gpt'})
+    (tmp_path / f'empty/{i}').mkdir(parents=True)
+    (tmp_path / f'empty/{i}/notes.txt').touch()
+  check('it is text, not an array', f'--inputs={tmp_path}/text', out)
+  nothing = ','.join(f'{tmp_path}/empty/{i}' for i in (1, 2))
+  check(f"'{tmp_path}/empty/1' is no checkpoint", f'--inputs={nothing}', out)
+  check('--max_mib=abc must be an integer', out, '--max_mib=abc')
   text = 'where the next merge would take it for a checkpoint'
   check(text, f'--inputs={tmp_path}/deep', f'--out={tmp_path}/deep/m-3')
   assert _merge(monkeypatch, f'--inputs={tmp_path}/deep', out) == 0

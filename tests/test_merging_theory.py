@@ -63,7 +63,7 @@ def test_correction_for_a_learning_rate_that_varied():
   want = [0.25, 0.125, 5 / 24, 5 / 12, 0]
   np.testing.assert_allclose(c, want, atol=1e-15)
   w = coefficients.correct([1, 0.9, 0.8, 0.1], [1, 0.8, 0.6, 0.4])
-  with pytest.raises(ValueError, match='checkpoint 1 the coefficient -0.125'):
+  with pytest.raises(ValueError, match='2 of 5 the coefficient -0.125'):
     coefficients.inverse(w)
   c = coefficients.inverse(w, allow_negative=True)
   want = [0, -0.125, -0.2083333, 1.0833333, 0.25]

@@ -214,9 +214,14 @@ def _item(path, tree):
       f"--tree={tree}: '{path}' has no such item; it has: "
       f'{", ".join(names) or "none"}.{did_you_mean(tree, names)}'
     )
-  if not likely or (likely[0] not in _ITEMS and len(likely) > 1):
+  if not names:
     raise UserError(
-      f"'{path}' has the items {names or 'none'}; name one with --tree=ITEM."
+      f"'{path}' is no checkpoint: neither it nor a folder in it has the "
+      '_METADATA of Orbax or *.safetensors.'
+    )
+  if likely[0] not in _ITEMS and len(likely) > 1:
+    raise UserError(
+      f"'{path}' has the items {names}; name one with --tree=ITEM."
     )
   return path / likely[0], _parameters(path / likely[0])
 

@@ -71,9 +71,9 @@ def inverse(
   if not allow_negative and (c < 0).any():
     j = int(np.argmax(c < 0))
     raise ValueError(
-      f'multipliers={w.tolist()} give checkpoint {j} the coefficient {c[j]:.6g}'
-      '; a merge emulates what falls from at most 1 to at least 0, and more '
-      'with signed=True, where a method has it.'
+      f'multipliers={w.tolist()} give checkpoint {j + 1} of {c.size} the '
+      f'coefficient {c[j]:.6g}; a merge emulates what falls from at most 1 to '
+      'at least 0, and more with signed=True, where a method has it.'
     )
   return c
 

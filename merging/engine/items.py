@@ -113,6 +113,8 @@ class Item:
       )
 
   def open(self, name: str, limits: ts.Context) -> Array:
+    if name in self._texts:
+      raise ValueError('it is text, not an array')
     layout = chunks.layout(self._values, name)
     found = layout and layout.plain()
     whole = functools.cache(
@@ -138,6 +140,15 @@ class Item:
       max(min(c, n), 1) for c, n in zip(chunk, array.shape, strict=True)
     )
     return Array(array.shape, array.dtype, chunk, read, place, unpack)
+
+  @functools.cached_property
+  def _texts(self):
+    """Names of the leaves that are strings, which have no array."""
+    return {
+      '.'.join(_path(key))
+      for key, value in self._meta['tree_metadata'].items()
+      if value['value_metadata'].get('value_type') == 'string'
+    }
 
   def lost(self, name: str) -> str | None:
     """Returns a chunk that is no file, or a cut one, where chunks are files."""

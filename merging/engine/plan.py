@@ -13,6 +13,8 @@ import tensorstore as ts
 
 from merging.engine import files, items, plain, safetensors
 
+# What TensorStore adds to its sentences, for its programmers.
+_WHERE = re.compile(r" \[[a-z_]+(?: [a-z]+)?=['{].*", re.DOTALL)
 _FULL = re.compile('No space left on device|Disk quota exceeded|File too large')
 
 Path = str | pathlib.Path
@@ -150,7 +152,7 @@ def mistake(
   error: Exception, path: pathlib.Path, name: str, done: str
 ) -> ValueError:
   """Returns the sentence of `named`."""
-  reason = str(error).split(' [', 1)[0]
+  reason = _WHERE.sub('', str(error))
   if full := _FULL.search(str(error)):
     reason = full[0]
   leaf = 'a leaf' if name == 'all' else f"leaf '{name}'"
