@@ -253,9 +253,9 @@ def _measure(what, inputs, folder, cold):
           pass
   if not cold:
     with tempfile.TemporaryFile(dir=folder) as f:
-      for path in _files(inputs[:2]):  # twice, as imports take some of it
-        for _ in range(0, path.stat().st_size, 1 << 24):
-          f.write(bytes(1 << 24))
+      twice = sum(p.stat().st_size for p in _files(inputs[:2]))
+      for _ in range(0, twice, 1 << 24):  # twice, as imports take some of it
+        f.write(bytes(1 << 24))
   with tempfile.TemporaryDirectory(dir=folder) as out:
     done = subprocess.run(
       [sys.executable, '-c', _WORK, what, str(_MAX_MIB.value << 20),
