@@ -28,14 +28,27 @@ def lion(
 
     u = sign(b1 mu + (1 - b1) g);  mu <- b2 mu + (1 - b2) g
 
-  u is computed as sign(r mu_new + (1 - r) g) with r = b1 / b2 > 0, the same by
-  algebra: only then does XLA update mu in place, without a copy.
   Learning rates are 3 to 10 times smaller than AdamW's and weight decay as
   much larger. State: mu.
-  Differs from the paper: the algebra above, so that where c rounds to 0 its
-  sign can differ; other modes of decay. Optax's weight_decay is 0.001.
+  Differs from the paper: the algebra of `scale_by_lion`; other modes of decay.
+  Optax's weight_decay is 0.001.
   """
+  return descend(
+    scale_by_lion(b1, b2),
+    learning_rate,
+    axes,
+    peak,
+    weight_decay=weight_decay,
+    decay=decay,
+  )
 
+
+def scale_by_lion(b1, b2) -> optax.GradientTransformation:
+  """The sign alone, as sign(r mu_new + (1 - r) g) with r = b1 / b2 > 0.
+
+  The same by algebra, but only so does XLA update mu in place, without a copy;
+  where the paper's mean rounds to 0 its sign can differ.
+  """
   if isinstance(b2, int | float) and b2 <= 0:
     raise ValueError(f'b2={b2} must exceed 0: see the algebra of Lion.')
 
@@ -49,14 +62,7 @@ def lion(
     u = jax.tree.map(lambda g, m: jnp.sign((1 - r) * g + r * m), updates, mu)
     return u, LionState(mu)
 
-  return descend(
-    optax.GradientTransformation(init, update),
-    learning_rate,
-    axes,
-    peak,
-    weight_decay=weight_decay,
-    decay=decay,
-  )
+  return optax.GradientTransformation(init, update)
 
 
 def diagnostics(

@@ -9,6 +9,7 @@ import pytest
 from optimizers.adafactor import adafactor
 from optimizers.ademamix import ademamix
 from optimizers.cautious_adamw import cautious_adamw
+from optimizers.cautious_lion import cautious_lion
 from optimizers.nadamw import nadamw
 from optimizers.parts import (
   cautious_update,
@@ -119,9 +120,10 @@ def test_golden_cautious_update():
     assert (got[1, :3] < abs(u[:3]) * 2).all()
 
 
-def test_cautious_adamw_never_steps_against_the_gradient():
+@pytest.mark.parametrize('method', [cautious_adamw, cautious_lion])
+def test_cautious_methods_never_step_against_the_gradient(method):
   g = problem.normal(SHAPE, 4)
-  x = problem.run(cautious_adamw(0.1, decay='none'), np.zeros(SHAPE), g)
+  x = problem.run(method(0.1, decay='none'), np.zeros(SHAPE), g)
   moves = np.diff(np.concatenate([np.zeros((1, *SHAPE)), x]), axis=0)
   assert (moves * g <= 0).all()
   assert (moves[1:] == 0).any() and (moves[1:] != 0).any()

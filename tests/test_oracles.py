@@ -152,6 +152,12 @@ _CASES = {
     {'alpha': 0.0, 'cautious': True},
     1e-12,
   ),
+  'cautious_lion': (
+    {'normalization': 'sum', 'decay': 'none'},
+    'Lion',
+    {'cautious': True},
+    1e-12,
+  ),
   'mars': ({}, 'MARS', {'weight_decay': 0.1}, 5e-7),  # sqrt(nu + 1e-15)
   'marsm': (  # 1e-7: what is added to the norm
     {'scale': 'keller', 'decay': 'none'},

@@ -22,7 +22,7 @@ from lm import (
 )
 from lm import run as run_lib
 from lm.errors import UserError
-from merging.engine import sources
+from merging.engine import chunks, sources
 from tests import helpers, tools
 
 
@@ -302,3 +302,12 @@ def test_parameters_of_merges(run, tmp_path, monkeypatch, capsys):
     damage()
     with pytest.raises(UserError, match="alone/params' is unreadable: "):
       loop.train(config, tmp_path / 'other')
+
+
+def test_small_arrays_are_stored_whole_though_each_device_has_them(run):
+  """By default Orbax cuts them into a slice for each of the 8 devices."""
+  stored = chunks.values(address.item(run, 4, 'params'))
+  names = [key.removesuffix('/.zarray') for key in stored if '.zarray' in key]
+  assert run_lib.Run(run).meta['devices']['count'] == 8 and len(names) > 8
+  for name in names:
+    assert len(chunks.layout(stored, name).array.numbers()) == 1, name
