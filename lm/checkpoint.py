@@ -29,9 +29,8 @@ PLACEHOLDER = ocp.PLACEHOLDER  # in place of a leaf that is not to be read
 
 @jax.jit
 def _finite(tree: Any) -> jax.Array:
-  return jnp.all(
-    jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])
-  )
+  found = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
+  return jnp.all(jnp.stack(found))
 
 
 def items(state: TrainState) -> dict[str, Any]:
@@ -59,15 +58,12 @@ class Checkpoints:
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     # By default each device cuts out and writes its part of what all have: for
     # arrays of a few chunks this takes longer than to write them whole.
-    arrays = ocp.type_handlers.ArrayHandler(
-      min_slice_bytes_for_replica_parallel=CHUNK_BYTES
-    )
+    types = ocp.type_handlers
+    array = types.ArrayHandler(min_slice_bytes_for_replica_parallel=CHUNK_BYTES)
+    arrays = types.create_type_handler_registry((jax.Array, array))
     # zstd would save 8 % of the space of float32, and costs every reader time.
     plain = ocp.PyTreeCheckpointHandler(
-      use_compression=False,
-      type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-        (jax.Array, arrays)
-      ),
+      use_compression=False, type_handler_registry=arrays
     )
     handlers.add(None, ocp.args.PyTreeSave, plain)
     handlers.add('meta', ocp.args.JsonSave, ocp.JsonCheckpointHandler())
@@ -91,11 +87,10 @@ class Checkpoints:
     found = fingerprint.of(saved)
     marks = {k: fingerprint.by_path(v) for k, v in found.items()}
     args = {'meta': ocp.args.JsonSave({**meta, 'fingerprints': marks})}
+    one = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
     for name, tree in saved.items():
-      chunk = jax.tree.map(
-        lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), tree
-      )
-      args[name] = ocp.args.PyTreeSave(tree, save_args=chunk)
+      every = jax.tree.map(lambda _: one, tree)
+      args[name] = ocp.args.PyTreeSave(tree, save_args=every)
     self._manager.save(step, args=ocp.args.Composite(**args), force=True)
     return True
 
