@@ -278,7 +278,7 @@ def test_initial_models(kind):
       np.testing.assert_allclose(top, want, atol=1e-5, err_msg=name)
     assert 0.01 < params['embedding'].std() < 0.03
     of = lambda p, net=net: loss.next_token(net, p, TOKENS).loss
-    g = jax.grad(of)(params)
+    g = jax.jit(jax.grad(of))(params)
     assert np.isfinite(optax.tree.norm(g))
   other = helpers.flat(net.init(jax.random.key(1)))
   same = [(other[k] == v).all() for k, v in helpers.flat(params).items()
