@@ -6,10 +6,9 @@ r"""Training steps on this machine beside nanodo and nanoGPT.
 PEERS has checkouts `nanodo` (google-deepmind) and `nanoGPT` (karpathy, needs
 torch); what is missing there is named and left out. Each contender is a process
 of its own that stays alive: the turns alternate, and ratios are those of one.
-Other work on the machine does not hit all alike: torch's threads wait for each
-other, and at a load of 5 to 8 ours over it was ten times as large. So the load
-before each size is printed. `first loss` is the time from the start of a
-process with an empty compilation cache, and once more.
+At a load of 5 to 8 ours over torch, whose threads wait for each other, was ten
+times as large: the load before each size is printed. `first loss` is the time
+from the start of a process with an empty compilation cache, and once more.
 
 All take AdamW steps on random tokens with the same depth, widths and heads, in
 the dtype of the size: float32 for tiny and small (nanoGPT: bfloat16 on a GPU).
@@ -21,6 +20,7 @@ products. With GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command all have
 huge pages.
 """
 
+import collections
 import os
 import pathlib
 import statistics
@@ -41,6 +41,7 @@ from lm.errors import UserError, did_you_mean
 ROOT = pathlib.Path(__file__).parents[1]
 _PEER_DIR = flags.DEFINE_string('peer_dir', '', 'folder of the checkouts')
 _SIZES = flags.DEFINE_list('sizes', ['tiny', 'small'], 'of configs/sizes.py')
+_STARTS = flags.DEFINE_integer('starts', 1, 'without and with a cache', 1)
 _TURNS = flags.DEFINE_integer('turns', 5, 'of each contender', 1)
 _BATCH = flags.DEFINE_integer('batch_size', 0, "0 = the size's own", 0)
 _SECONDS = flags.DEFINE_float('seconds', 5.0, 'of each turn', 0.01)
@@ -68,6 +69,7 @@ def lmopt(config):
 
 def nanodo(config):
   """google-deepmind/nanodo's model and loss with Optax's AdamW."""
+  import flax.linen as nn
   import jax
   import jax.numpy as jnp
   import optax
@@ -93,11 +95,7 @@ def nanodo(config):
   @jax.jit
   def init(key):
     params = module.init(key, jnp.zeros((1, config.seq_len), jnp.int32))
-    params = jax.tree.map(
-      lambda x: getattr(x, 'value', x),
-      params,
-      is_leaf=lambda x: hasattr(x, 'value') and hasattr(x, 'names'),
-    )
+    params = nn.meta.unbox(params)
     return params, tx.init(params)
 
   def step(state, tokens_BS):
@@ -123,6 +121,7 @@ def nanogpt(config, compiled):
   from model import GPT, GPTConfig
 
   c = config.model
+  torch.set_num_threads(os.cpu_count())  # as many as XLA has
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   net = GPT(
     GPTConfig(
@@ -229,33 +228,33 @@ class Process:
 def compare(size: str, names: list[str], turns: int) -> table.Table:
   from lm import model
 
-  running, cold = {}, {}
-  for name in names:
+  running, starts = {}, {}
+  for name in [*names] * _STARTS.value:
     with tempfile.TemporaryDirectory() as folder:
       cache = pathlib.Path(folder)
       first = Process(name, size, cache)
       first.stop()
       if first.ready:
-        cold[name] = first.first
+        if name in running:
+          running[name].stop()
         running[name] = Process(name, size, cache)
+        both = first.first, running[name].first
+        starts.setdefault(name, []).append(both)
         continue
       why = (cache / 'stderr').read_text().strip().rpartition('\n')[2]
       print(f'{size}: {name} did not start and is left out: {why}')
   if 'lmopt' not in running:
     raise UserError(f'{size}: without lmopt there is nothing to compare.')
   rates = {name: [] for name in running}
+  order = collections.deque(running)
   for _ in range(turns):
-    for name, process in running.items():
-      rates[name].append(process.turn())
+    for name in order:
+      rates[name].append(running[name].turn())
+    order.rotate(-1)
   for process in running.values():
     process.stop()
-  out = table.Table(
-    size,
-    'tokens/s',
-    'lmopt / it',
-    'GFLOP/s',
-    'first loss, s: cold, warm',
-  )
+  columns = 'tokens/s', 'lmopt / it', 'GFLOP/s', 'first loss, s: cold, warm'
+  out = table.Table(size, *columns)
   for name, values in rates.items():
     ratios = [a / b for a, b in zip(rates['lmopt'], values, strict=True)]
     middle = statistics.median(values)
@@ -266,9 +265,14 @@ def compare(size: str, names: list[str], turns: int) -> table.Table:
       f'{middle:,.0f}',
       results.spread(ratios),
       f'{middle * flops / 1e9:,.0f}',
-      f'{cold[name]:.1f}, {running[name].first:.1f}',
+      ', '.join(map(_seconds, zip(*starts[name], strict=True))),
     )
   return out
+
+
+def _seconds(values: tuple[float, ...]) -> str:
+  more = f' ({min(values):.1f} .. {max(values):.1f})' if values[1:] else ''
+  return f'{statistics.median(values):.1f}{more}'
 
 
 @results.entry('training steps of peers')
