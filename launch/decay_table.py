@@ -6,17 +6,26 @@ Nothing is looked up: each entry of the table is measured, with the learning
 rate lr, its peak and the weight decay wd. README.md contains the output.
 """
 
+import sys
+
 from rich import console
 
 from launch import cli
 
 
 def main() -> None:
-  from launch.parts import decay_formulas  # jax: late, so that --help is fast
+  from launch.parts import decay_formulas
+  from lm import spec  # jax: late, so that --help is fast
 
   with console.Console(stderr=True).status('measuring every optimizer'):
-    table = decay_formulas.table()
+    names, others = decay_formulas.split(spec.names('optimizers'))
+    table = decay_formulas.table(names)
   print(table)
+  if others:
+    print(
+      f'Left out, as they take no decay and weight_decay: {", ".join(others)}.',
+      file=sys.stderr,
+    )
 
 
 if __name__ == '__main__':

@@ -55,8 +55,8 @@ def main() -> int:
     status = loop.train(_CONFIG.value, workdir)
   following = {
     'done': _after(workdir) if status == 'done' else '',
-    'diverged': f'lower --config.learning_rate; the log is {workdir}'
-    '/metrics.jsonl',
+    'diverged': 'lower --config.learning_rate, in a new --workdir; the log is '
+    f'{workdir}/metrics.jsonl',
     'preempted': 'run the same command to continue',
   }
   print(f'{workdir}: {status}. Next: {following[status]}')

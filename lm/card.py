@@ -244,7 +244,8 @@ class Card:
   def _checked(self, fingerprint):
     run, config = self._run, self._config
     saved = address.steps(run)
-    check_config(run, config, saved[-1] if saved else 0)
+    last = saved[-1] if saved else 0
+    check_config(run, config, last)
     old = log.read_meta(run) if self._path.exists() else {}
     keep.check_lost(run, config.checkpoint.every_steps)
     _check_edited(run, old)
@@ -258,7 +259,7 @@ class Card:
       origin.check_parent(as_dict(config), fingerprint)
     return {
       'status': 'running',
-      'step': saved[-1] if saved else 0,
+      'step': last,
       'parent': config.branch or config.init,
       'started': old.get('started', _now()),
       'starts': old.get('starts', 0) + 1,
@@ -268,7 +269,7 @@ class Card:
       'git_commit': origin.git_commit(),
       'code': origin.code(config),
       'code_of_lm': origin.library(),
-      'code_before': origin.check(old, config),
+      'code_before': origin.check({**old, 'step': last}, config),
       'versions': origin.versions(),
       'devices': {
         'kind': jax.devices()[0].device_kind,

@@ -56,10 +56,11 @@ class Checkpoints:
       preservation_policy=policy, cleanup_tmp_directories=True
     )
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    # By default each device cuts out and writes its part of what all have: for
-    # arrays of a few chunks this takes longer than to write them whole.
+    # By default each device cuts out and writes its part of what all have. Of a
+    # single process this takes longer than to write arrays of a few chunks.
+    least = CHUNK_BYTES if jax.process_count() == 1 else None
     types = ocp.type_handlers
-    array = types.ArrayHandler(min_slice_bytes_for_replica_parallel=CHUNK_BYTES)
+    array = types.ArrayHandler(min_slice_bytes_for_replica_parallel=least)
     arrays = types.create_type_handler_registry((jax.Array, array))
     # zstd would save 8 % of the space of float32, and costs every reader time.
     plain = ocp.PyTreeCheckpointHandler(
@@ -139,9 +140,8 @@ class Checkpoints:
 
   def _bare(self) -> list[int]:
     """Returns steps without params, which Orbax counts as saved."""
-    found = self._manager.all_steps()
     has = lambda s: address.item(self.run, s, 'params').is_dir()
-    return sorted(s for s in found if not has(s))
+    return sorted(s for s in self._manager.all_steps() if not has(s))
 
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a damaged checkpoint away, so that its step can be saved anew."""

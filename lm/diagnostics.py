@@ -46,7 +46,8 @@ def measure(
     floats: the optimizer's, for this step.
   """
   dx = update(floats)
-  plain = update({**floats, 'weight_decay': jnp.zeros(())})
+  none = {'weight_decay': jnp.zeros(())} if 'weight_decay' in floats else {}
+  plain = update({**floats, **none})
   sums: dict[str, list] = {}
 
   def leaf(a, x, dx, plain):

@@ -1,12 +1,22 @@
 """Where a run starts: the first of four places that exists."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from lm import address, axes, card, checkpoint, log, opt_state, processes
+from lm import (
+  address,
+  axes,
+  card,
+  checkpoint,
+  log,
+  opt_state,
+  processes,
+)
+from lm import step as step_lib
 from lm.errors import UserError
 from lm.state import TrainState
 
@@ -38,6 +48,8 @@ def restore_or_init(
   )
   if state is not None:
     return state, f'resumed from {checkpoints.run}@{int(state.step)}'
+  if config.branch:
+    _tell_changes(config, address.locate(config.branch))
   return begin(config, abstract, init)
 
 
@@ -143,6 +155,33 @@ def _branch(config, abstract, init):
     opt_state=train['opt_state'],
     averages={**state.averages, **trackers},
   )
+
+
+def _tell_changes(config, ref):
+  """Prints what a branch has otherwise than its parent, and a jump of the rate.
+
+  A cooldown begins at the rate of its parent and with the same settings.
+  """
+  old = log.read_config(ref.run)
+  found = [
+    f'{field} {before} -> {after}'
+    for field, (before, after) in card.diff(old, card.as_dict(config)).items()
+    if not field.startswith(('branch', 'schedule.'))
+  ]
+  if found:
+    print(f'unlike {ref.run}: {", ".join(found)}')
+  try:
+    before, after = (
+      c.learning_rate * step_lib.multipliers(c)[min(ref.step, c.num_steps - 1)]
+      for c in (ConfigDict(old), config)
+    )
+  except UserError:
+    return  # a table that the parent read is gone
+  if not math.isclose(before, after, rel_tol=1e-5):
+    print(
+      f'warning: the learning rate jumps: {after:.3e} after step {ref.step}, '
+      f'{before:.3e} in {ref.run}.'
+    )
 
 
 def _train(run, step, abstract, fresh, policy):

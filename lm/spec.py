@@ -159,6 +159,11 @@ def build(
     raise
 
 
+def takes(package: str, name: str, what: str) -> bool:
+  """Returns whether a component has a parameter, by position or keyword."""
+  return what in inspect.signature(get(package, name)).parameters
+
+
 def code_hash(package: str, name: str) -> str:
   """Returns 16 hex digits of a component's code and of what it may call.
 

@@ -155,7 +155,17 @@ def unwrapped(config: ConfigDict, opt_state: Any) -> Any:
 
 
 def check(config: ConfigDict) -> None:
-  """Refuses what changes parameters after the update, but does not fit."""
+  """Refuses settings that the optimizer would ignore or undo."""
+  name = config.optimizer.name
+  for field, value, needed in (
+    ('normalize_decay', config.normalize_decay, 'weight_decay'),
+    ('model.base_width', config.model.base_width, 'axes'),
+  ):
+    if value and not spec.takes('optimizers', name, needed):
+      raise UserError(
+        f'{field}={value} would do nothing: optimizers/{name}.py takes no '
+        f'{needed}.'
+      )
   if config.project not in PROJECTIONS:
     raise UserError(
       f"project='{config.project}' does not exist."
@@ -171,10 +181,10 @@ def check(config: ConfigDict) -> None:
       f"qk_clip={config.qk_clip} would not hold: project='{config.project}' "
       'gives W_q and W_k back the norm that it takes; set one of them.'
     )
-  elsewhere = spec.extra('optimizers', config.optimizer.name, 'train_params')
+  elsewhere = spec.extra('optimizers', name, 'train_params')
   for knob in ('project', 'qk_clip'):
     if config[knob] and elsewhere:
       raise UserError(
         f'{knob}={config[knob]!r} changes parameters after the update, but '
-        f'those of {config.optimizer.name} are a mean; use another optimizer.'
+        f'those of {name} are a mean; use another optimizer.'
       )

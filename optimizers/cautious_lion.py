@@ -12,7 +12,7 @@ def cautious_lion(
   axes=None,
   peak=None,
   *,
-  normalization: str = 'mean',
+  normalization: str = 'sum',
   b1: float = 0.9,
   b2: float = 0.99,
   weight_decay: float = 1.0,
@@ -22,9 +22,10 @@ def cautious_lion(
 
     u = that of lion.py, 0 where u g <= 0, enlarged by the share that is left
 
-  normalization: see parts/cautious_update.py. State: mu.
-  Differs from the paper: normalization='mean' is the authors' code, 'sum' is
-  algorithm 1; the decay is as in lion.py; decay='cautious' masks it as well.
+  normalization: see parts/cautious_update.py; 'sum' is the authors' c_lion.py.
+  State: mu. Where g is 0 nothing agrees: at a large vocabulary, most of whose
+  tokens a batch has not, the rest of the embedding takes far larger steps.
+  Differs from the paper: the decay is as in lion.py and may be masked as well.
   """
   return descend(
     cautious(scale_by_lion(b1, b2), axes, normalization),

@@ -18,7 +18,7 @@ from absl import flags
 
 import optimizers
 from launch import cli, train
-from launch.parts import judgement
+from launch.parts import decay_formulas, judgement
 from lm import dry_run, noise, spec
 from lm import run as run_lib
 from tests import helpers, tools
@@ -321,6 +321,36 @@ def zz_test_{name}(learning_rate, *, momentum: float = 0.9):
     error = capsys.readouterr().err
     assert re.search(f'zz_test_{name}.py.*{sentence}', error), error
     assert error.count('\n') == 1, error
+
+
+def test_an_optimizer_without_axes_and_decay(
+  new_optimizer, tmp_path, monkeypatch, capsys
+):
+  """It trains, also with diagnostics; what cannot reach it is refused."""
+  folder, name = pathlib.Path(optimizers.__path__[-1]), 'zz_test_plain'
+  (folder / f'{name}.py').write_text(f"""import optax
+def {name}(learning_rate, *, b1: float = 0.9):
+  return optax.adam(learning_rate, b1)
+""")
+  chosen = f'--config=configs/debug.py:optimizer={name}'
+  train = lambda *args: _train(
+    chosen, _ONE_LAYER, f'--workdir={tmp_path}/a', *args,
+    monkeypatch=monkeypatch,
+  )  # fmt: skip
+  for setting, needed in (
+    ('normalize_decay=True', 'weight_decay'),
+    ('model.base_width=16', 'axes'),
+  ):
+    assert train(f'--config.{setting}') == 2
+    assert capsys.readouterr().err == (
+      f'error: {setting} would do nothing: optimizers/{name}.py takes no '
+      f'{needed}.\n'
+    )
+  assert train('--config.diagnostics', '--config.num_steps=2') == 0
+  line = helpers.lines(tmp_path / 'a')[0]
+  assert line['decay/ratio/matrix'] == 0 < line['update/relative/matrix']
+  can, cannot = decay_formulas.split(spec.names('optimizers'))
+  assert cannot == [name] and new_optimizer in can
 
 
 def test_the_contract_covers_a_new_optimizer(new_optimizer):

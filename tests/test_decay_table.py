@@ -30,7 +30,7 @@ MASKS = {
 
 
 def test_the_command_prints_the_table(monkeypatch, capsys):
-  monkeypatch.setattr(decay_formulas, 'table', lambda: '| measured |')
+  monkeypatch.setattr(decay_formulas, 'table', lambda names: '| measured |')
   assert tools.call(monkeypatch, 'decay_table') == 0
   assert '| measured |' in capsys.readouterr().out
 

@@ -353,6 +353,9 @@ def test_surface_table_and_picture(runs, run, tmp_path, capsys):
   figure = pictures.emulation(run, real, grid, [(12, 6)], results, last)
   show.save(figure, tmp_path / 'x.png')
   curves, heat, *_ = figure.axes
+  grey = dict(zip(*curves.lines[0].get_data(), strict=True))
+  assert all(grey[end] == pytest.approx(x.mean()) for end, x in last.items())
+  assert {*last} - {*run.metrics['eval/loss'].step}, 'one that was not logged'
   labels = curves.get_legend_handles_labels()[1]
   assert labels == [
     'constant rate', 'real linear, branch', 'emulated linear',

@@ -261,7 +261,7 @@ DEFAULTS = {
   'adamuon': {'momentum': 0.95, 'ns_steps': 5},  # 2507.11005
   'ademamix': {'b1': 0.9, 'b2': 0.999, 'b3': 0.9999, 'alpha': 8.0},
   'cautious_adamw': {'normalization': 'mean'},  # 2411.16085
-  'cautious_lion': {'normalization': 'mean', 'b1': 0.9, 'b2': 0.99},
+  'cautious_lion': {'normalization': 'sum', 'b1': 0.9, 'b2': 0.99},
   'dion': {'momentum': 0.95, 'scale': 'spectral'},  # 2504.05295
   'lion': {'b1': 0.9, 'b2': 0.99},  # 2302.06675
   'lion_k': {'b1': 0.9, 'b2': 0.99},  # 2310.05898

@@ -153,7 +153,7 @@ _CASES = {
     1e-12,
   ),
   'cautious_lion': (
-    {'normalization': 'sum', 'decay': 'none'},
+    {'decay': 'none'},
     'Lion',
     {'cautious': True},
     1e-12,

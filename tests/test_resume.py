@@ -223,6 +223,19 @@ def test_a_run_of_an_older_version_goes_on(whole, tmp_path, capsys):
   helpers.assert_same_run(whole, tmp_path / 'a')
 
 
+def test_a_branch_tells_its_changes_and_a_jump_of_the_rate(
+  whole, tmp_path, capsys
+):
+  same = {'branch': f'{whole}@8', 'schedule__decay': 0.25}
+  for name, rate in (('same', 3e-3), ('jump', 4e-3)):
+    config = helpers.config('schedule=wsd', learning_rate=rate, **same)
+    loop.train(config, tmp_path / name)
+  quiet, told = capsys.readouterr().out.split(f'{tmp_path}/same: branched')
+  assert quiet == ''
+  assert f'unlike {whole}: learning_rate 0.003 -> 0.004\n' in told
+  assert f'jumps: 4.000e-03 after step 8, 3.000e-03 in {whole}.\n' in told
+
+
 def test_branch_data_restart_sees_other_batches(whole, tmp_path):
   config = helpers.config(branch=f'{whole}@4', branch_data='restart')
   loop.train(config, tmp_path)

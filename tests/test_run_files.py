@@ -199,6 +199,8 @@ def test_code_that_changes_inside_a_run_is_told_and_kept(
   assert loop.train(helpers.config(), run) == 'done'
   assert 'warning' not in capsys.readouterr().out
   monkeypatch.setattr(spec, 'code_hash', lambda package, name: package[0] * 16)
+  started = {**log.read_meta(run), 'step': 15}  # of a save that was killed
+  log.write_json(run / 'meta.json', started)
   for _ in range(2):  # told once
     assert loop.train(helpers.config(), run) == 'done'
   told = capsys.readouterr().out

@@ -26,9 +26,17 @@ _LEAVES = {
 FORMULAS = tuple(m for m in decay.MODES if m not in decay_masks.MODES)
 
 
-def table(names: Sequence[str] = ()) -> str:
+def split(names: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Returns the optimizers that can be measured, and the others."""
+  can = lambda name: all(
+    spec.takes('optimizers', name, knob)
+    for knob in ('axes', 'peak', 'decay', 'weight_decay')
+  )
+  return [n for n in names if can(n)], [n for n in names if not can(n)]
+
+
+def table(names: Sequence[str]) -> str:
   """Returns two markdown tables: modes with a formula, and masked modes."""
-  names = list(names) or spec.names('optimizers')
   groups = {}  # (kinds of parameters, entries) -> optimizers that share them
   for name in names:
     with of_code(f'optimizers/{name}.py'):

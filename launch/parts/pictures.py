@@ -27,7 +27,7 @@ def emulation(
   middle = np.median([size(e, w) for e, w in grid])
   far = lambda e, w: abs(size(e, w) - middle)
   shown = {e: min(x, key=functools.partial(far, e)) for e, x in windows.items()}
-  _curves(axes['curves'], run, real, shown, best)
+  _curves(axes['curves'], run, real, shown, best, last)
   beside = sorted({*focus} - {*shown.items()})
   _marks(axes['curves'], beside, shapes, best)
   _raw(axes['curves'], focus, results, shapes)
@@ -44,9 +44,13 @@ def emulation(
   return fig
 
 
-def _curves(ax, run, real, shown: Mapping, best: Mapping) -> None:
+def _curves(
+  ax, run, real, shown: Mapping, best: Mapping, last: Mapping
+) -> None:
   """Draws what was trained, and the emulated ends with windows of `shown`."""
-  step, loss = run.metrics['eval/loss']
+  known = dict(zip(*run.metrics['eval/loss'], strict=True))
+  known |= {end: losses.mean() for end, losses in last.items()}
+  step, loss = zip(*sorted(known.items()), strict=True)
   ax.plot(step, loss, '.-', color='0.6', label='constant rate')
   shapes = list(dict.fromkeys(shape for _, _, shape in best))
   kinds = list(dict.fromkeys([*shapes, *(r.shape for r in real)]))
