@@ -69,10 +69,10 @@ def lmopt(config):
 
 def nanodo(config):
   """google-deepmind/nanodo's model and loss with Optax's AdamW."""
-  import flax.linen as nn
   import jax
   import jax.numpy as jnp
   import optax
+  from flax.core import meta
   from nanodo import model as theirs
 
   c = config.model
@@ -95,7 +95,7 @@ def nanodo(config):
   @jax.jit
   def init(key):
     params = module.init(key, jnp.zeros((1, config.seq_len), jnp.int32))
-    params = nn.meta.unbox(params)
+    params = meta.unbox(params)
     return params, tx.init(params)
 
   def step(state, tokens_BS):

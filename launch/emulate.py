@@ -86,7 +86,7 @@ def _print_focus(run, end, window, results, last, real) -> None:
     if (job.end, job.window) == (end, window)
   ]
   found += [
-    (f'real cooldown, {r.run.path}', r.losses)
+    (f'real {r.shape}, {r.run.path}', r.losses)
     for r in real
     if (r.end, r.window) == (end, window)
   ]

@@ -55,7 +55,8 @@ def begin(config: ConfigDict, run: pathlib.Path | None = None) -> int:
     )
   if step >= config.num_steps:
     raise UserError(
-      f'branch at step {step} is not before num_steps={config.num_steps}.'
+      f'branch at step {step} is not before num_steps={config.num_steps}; set '
+      '--config.num_steps, which counts from the start of the parent.'
     )
   parent = log.read_config(ref.run)
   old, new = parent['optimizer']['name'], config.optimizer.name

@@ -73,7 +73,9 @@ def of_code(path: str) -> Iterator[None]:
       own, here = file.name == pathlib.Path(path).name, pathlib.Path.cwd()
       file = file.relative_to(here) if file.is_relative_to(here) else file
       at = f"'{file}', line {line}" if own else f'{at} ({file}, line {line})'
-    what, _, _ = str(e).partition('\n')
+    # What ml_collections says of an unknown field has the whole config in it.
+    what = re.sub('(?s)Other fields present: .*?(?=Did you|$)', '', str(e))
+    what, _, _ = what.partition('\n')
     what = _REMEDIES.get(type(e).__name__, what)
     raise UserError(f'{at}: {type(e).__name__}: {what}') from e
 

@@ -80,6 +80,7 @@ def test_a_branch_from_the_end_of_its_parent(tmp_path, monkeypatch, capsys):
     (['--config={tmp}/null.py'], "branch=None must be of type str, as in conf"),
     (['--config={tmp}/half.py'], 'the config has no field seed; begin with co'),
     (['--config={tmp}/bare.py'], 'the config has no field optimizer.name; beg'),
+    (['--config={tmp}/typo.py'], "Did you mean \"learning_rate\" instead of"),
     (['--config={tmp}/switch.py'], 'seed=True must be of type int, as in co'),
     (['--config={tmp}/none.py:x'], "none.py': TypeError: get_config() takes 0"),
     (['--config=configs/debug.py:lion'], "'lion' is not a choice"),
@@ -148,6 +149,10 @@ def test_a_mistake_is_one_sentence(
   (tmp_path / 'empty.py').write_text('')
   (tmp_path / 'raises.py').write_text('def get_config():\n  1 / 0\n')
   (tmp_path / 'none.py').write_text('def get_config():\n  pass\n')
+  (tmp_path / 'typo.py').write_text(
+    'from configs import base\ndef get_config():\n'
+    '  base.get_config().learningrate = 0.1\n'
+  )
   for name, change in (
     ('null', 'c.branch = None'), ('half', 'del c.seed'),
     ('bare', 'del c.optimizer'),
@@ -167,7 +172,7 @@ def test_a_mistake_is_one_sentence(
   lines = capsys.readouterr().err.splitlines()
   assert [x for x in lines if x.startswith('error: ')] == lines[-1:]
   assert sentence.replace('{tmp}', str(tmp_path)) in lines[-1]
-  assert 'Traceback' not in ''.join(lines)
+  assert 'Traceback' not in ''.join(lines) and len(lines[-1]) < 1000
   assert sorted(tmp_path.rglob('*')) == before
 
 
