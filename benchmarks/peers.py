@@ -61,7 +61,8 @@ def lmopt(config):
 
   def take(tokens_BS):
     nonlocal state
-    state, metrics = train_step(state, tokens_BS, traced)
+    batch = jax.device_put(tokens_BS, built.batch_sharding)  # as in a run
+    state, metrics = train_step(state, batch, traced)
     return metrics['train/loss']
 
   return take
@@ -238,8 +239,7 @@ def compare(size: str, names: list[str], turns: int) -> table.Table:
         if name in running:
           running[name].stop()
         running[name] = Process(name, size, cache)
-        both = first.first, running[name].first
-        starts.setdefault(name, []).append(both)
+        starts.setdefault(name, []).append((first.first, running[name].first))
         continue
       why = (cache / 'stderr').read_text().strip().rpartition('\n')[2]
       print(f'{size}: {name} did not start and is left out: {why}')

@@ -14,8 +14,8 @@ from launch import cli
 
 
 def main() -> None:
-  from launch.parts import decay_formulas
-  from lm import spec  # jax: late, so that --help is fast
+  from launch.parts import decay_formulas  # jax: late, so that --help is fast
+  from lm import spec
 
   with console.Console(stderr=True).status('measuring every optimizer'):
     names, others = decay_formulas.split(spec.names('optimizers'))
@@ -23,7 +23,8 @@ def main() -> None:
   print(table)
   if others:
     print(
-      f'Left out, as they take no decay and weight_decay: {", ".join(others)}.',
+      f'Left out, without one of {", ".join(decay_formulas.NEEDED)}: '
+      f'{", ".join(others)}.',
       file=sys.stderr,
     )
 

@@ -178,10 +178,10 @@ def train(
     processes.check_shared(run / card.LOCK)
     multipliers = step.multipliers(config)
     checkpoints = checkpoint.Checkpoints(run, config.checkpoint)
+    earlier[kind] = built
     begins = like is None and config.num_steps not in steps
     if jax.default_backend() == 'cpu' and begins:
       built = built._replace(train_step=programs.compiled_beside(config, built))
-    earlier[kind] = built
     start, origin = restore.restore_or_init(
       config, checkpoints, built.abstract, built.init
     )

@@ -7,17 +7,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from lm import (
-  address,
-  axes,
-  card,
-  checkpoint,
-  log,
-  opt_state,
-  processes,
-)
+from lm import address, axes, card, checkpoint, log, opt_state, processes
 from lm import step as step_lib
 from lm.errors import UserError
+from lm.run import Run
 from lm.state import TrainState
 
 
@@ -162,21 +155,20 @@ def _tell_changes(config, ref):
 
   A cooldown begins at the rate of its parent and with the same settings.
   """
-  old = log.read_config(ref.run)
+  parent = Run(ref.run)
+  changed = card.diff(card.as_dict(parent.config), card.as_dict(config))
   found = [
     f'{field} {before} -> {after}'
-    for field, (before, after) in card.diff(old, card.as_dict(config)).items()
+    for field, (before, after) in changed.items()
     if not field.startswith(('branch', 'schedule.'))
   ]
   if found:
     print(f'unlike {ref.run}: {", ".join(found)}')
   try:
-    before, after = (
-      c.learning_rate * step_lib.multipliers(c)[min(ref.step, c.num_steps - 1)]
-      for c in (ConfigDict(old), config)
-    )
+    before = parent.learning_rates()[: ref.step + 1][-1]
   except UserError:
     return  # a table that the parent read is gone
+  after = config.learning_rate * step_lib.multipliers(config)[ref.step]
   if not math.isclose(before, after, rel_tol=1e-5):
     print(
       f'warning: the learning rate jumps: {after:.3e} after step {ref.step}, '

@@ -23,15 +23,13 @@ _LEAVES = {
   'embeddings, head': roles.Axes(('', ''), 'embedding', (0,), (1,)),
   'norm scales': roles.infer((6,)),
 }
+NEEDED = ('axes', 'peak', 'decay', 'weight_decay')
 FORMULAS = tuple(m for m in decay.MODES if m not in decay_masks.MODES)
 
 
 def split(names: Sequence[str]) -> tuple[list[str], list[str]]:
   """Returns the optimizers that can be measured, and the others."""
-  can = lambda name: all(
-    spec.takes('optimizers', name, knob)
-    for knob in ('axes', 'peak', 'decay', 'weight_decay')
-  )
+  can = lambda name: all(spec.takes('optimizers', name, x) for x in NEEDED)
   return [n for n in names if can(n)], [n for n in names if not can(n)]
 
 
