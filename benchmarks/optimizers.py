@@ -7,8 +7,9 @@ One process. All programs of a group take `--repeats` turns, in another order
 each; ratios are those of a turn, with their range. Element-wise methods are
 compared with the time in which this machine moves the bytes that they cannot
 avoid (4 per parameter for each read of gradient, parameter and moments and each
-write of parameter and moments; one more read for a global norm), at the rate of
-x <- x + a y, over arrays of the same shapes or one array, whichever is faster
+write of parameter and moments; one more read for a global norm; one more of
+gradient and momentum where C-AdamW and C-Lion count what agrees), at the rate
+of x <- x + a y, over arrays of the same shapes or one array, the faster of both
 in that turn. Optax's AdamW is in every group: groups with other numbers for it
 cannot be compared. Muon is compared with optax.contrib.muon on the same
 matrices and with the full products of Newton-Schulz alone, one matrix after the
@@ -49,14 +50,15 @@ _CLOCK = flags.DEFINE_enum(
 
 # name -> reads and writes of arrays of the parameters' size, without clipping
 _PASSES = {'adamw': 7, 'lion': 5, 'signum': 5}
+_COUNTING = {'cautious_adamw': 9, 'cautious_lion': 7}
 _CONTROL = 'optax adamw'
 
 
 def programs(axes):
   """Returns name -> (transformation, unavoidable passes or None)."""
   found = {}
-  for name, passes in _PASSES.items():
-    for mode in ('decoupled', 'cautious'):
+  for name, passes in (_PASSES | _COUNTING).items():
+    for mode in ('decoupled', 'cautious') if name in _PASSES else ['decoupled']:
       make = spec.get('optimizers', name)
       tx = functools.partial(make, axes=axes, decay=mode)
       label = name if mode == 'decoupled' else f'{name} {mode}'

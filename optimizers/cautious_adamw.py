@@ -26,8 +26,10 @@ def cautious_adamw(
   Differs from the paper: normalization='mean' is the authors' code, 'sum' is
   algorithm 1; the decay is as in adamw.py; decay='cautious' masks it as well.
   """
+  # By mu, not by u, whose root and quotient XLA would compute twice.
+  method = optax.scale_by_adam(b1, b2, eps)
   return descend(
-    cautious(optax.scale_by_adam(b1, b2, eps), axes, normalization),
+    cautious(method, axes, normalization, lambda u, state: state.mu),
     learning_rate,
     axes,
     peak,

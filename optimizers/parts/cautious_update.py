@@ -6,6 +6,7 @@ can be combined.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,19 +19,23 @@ NORMALIZATIONS = ('mean', 'sum')
 
 
 def cautious(
-  method: optax.GradientTransformation, axes: Any, normalization: str
+  method: optax.GradientTransformation,
+  axes: Any,
+  normalization: str,
+  direction: Callable[[Any, Any], Any] = lambda u, state: u,
 ) -> optax.GradientTransformation:
   """Keeps u where u g > 0 and enlarges what is left, each layer by itself.
 
   normalization: 'mean' divides by max(mean of the mask, 1e-3), as the authors'
   code does; 'sum' multiplies by size / (sum of the mask + 1), algorithm 1.
+  direction: a tree with the signs of u, where the new state has a cheaper one.
   The state is that of `method`.
   """
   choices.check('normalization', normalization, NORMALIZATIONS)
 
-  def masked(u, g, a):
+  def masked(u, g, d, a):
     # By signs, because the product of two small numbers underflows to 0.
-    mask = (jnp.sign(u) * jnp.sign(g) > 0).astype(u.dtype)
+    mask = jnp.maximum(jnp.sign(d) * jnp.sign(g), 0)
     dims = tuple(i for i in range(u.ndim) if i not in a.batch)
     share = jnp.mean(mask, axis=dims, keepdims=True)
     if normalization == 'mean':
@@ -40,6 +45,7 @@ def cautious(
 
   def update(updates, state, params=None):
     u, state = method.update(updates, state, params)
-    return jax.tree.map(masked, u, updates, roles.of(updates, axes)), state
+    d, meaning = direction(u, state), roles.of(updates, axes)
+    return jax.tree.map(masked, u, updates, d, meaning), state
 
   return optax.GradientTransformation(method.init, update)
