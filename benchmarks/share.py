@@ -7,9 +7,12 @@ r"""Each optimizer's update beside the gradient: what share of a step it takes.
 lm/step.py does; the mean of --updates in a row, as some methods do more in some
 steps. `gradient` is the loss and its gradient; a run also logs norms and keeps
 a mean. They take turns, optimizer by optimizer, so that one state is in memory;
-medians and ranges. A share is update / (update + gradient): at the measured
-tokens and, computed from that, at 0.5M, where the gradient takes longer in
-proportion and the update does not. In float32 on a CPU.
+medians and ranges. `over its bytes` is the update over the time in which x <- x
++ a y, in the same turn, moves what it cannot avoid: gradients twice (the norm),
+parameters and state read and written; products are not in it. A share is
+update / (update + gradient): at the measured tokens and, computed from that, at
+0.5M, where the gradient takes longer in proportion and the update does not. In
+float32 on a CPU.
 """
 
 import functools
@@ -72,6 +75,8 @@ class Updates:
     self._traced = step.floats(config)
     one = functools.partial(update, config, net.axes)
     self._update = jax.jit(one, donate_argnums=0)
+    # Of gradient and parameters two passes each, of the state two.
+    self.bytes = 2 * (_bytes(params) + _bytes(self._held))
 
   def __call__(self, grads):
     for _ in range(_UPDATES.value):
@@ -80,14 +85,23 @@ class Updates:
 
 
 def turns_of(name, net, params, gradient):
-  """Returns (seconds of an update, of a gradient) of each turn."""
+  """Returns (seconds of an update, of a gradient, of bytes) of each turn."""
   updates = Updates(name, net, params)
   grads = gradient()
+  add = lambda x, y: jax.tree.map(lambda x, y: x + 1e-3 * y, x, y)
+  triad, held = jax.jit(add, donate_argnums=0), jax.tree.map(jnp.copy, params)
   turns = []
   for _ in range(_TURNS.value + 1):
     taken = seconds(lambda: updates(grads)) / _UPDATES.value
-    turns.append((taken, seconds(gradient)))
+    begin = time.perf_counter()
+    held = jax.block_until_ready(triad(held, grads))
+    moved = (time.perf_counter() - begin) * updates.bytes / 3 / _bytes(params)
+    turns.append((taken, seconds(gradient), moved))
   return turns[1:]  # the first compiles
+
+
+def _bytes(tree) -> int:
+  return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
 @results.entry('share of the optimizer')
@@ -104,19 +118,24 @@ def main() -> None:
   count = config.batch_size * config.seq_len
   print(f'{_SIZE.value}, {count:,} tokens, {_TURNS.value} turns\n')
   print(
-    f'| optimizer | update, ms | gradient, ms | share at {count:,} tokens '
-    '| computed: at 0.5M |\n| --- | --- | --- | --- | --- |'
+    '| optimizer | update, ms | over its bytes | gradient, ms '
+    f'| share at {count:,} tokens | computed: at 0.5M |\n'
+    '| --- | --- | --- | --- | --- | --- |'
   )
   for name in _ONLY.value or spec.names('optimizers'):
     turns = turns_of(name, net, params, gradient)
-    times = ([1e3 * x for x in column] for column in zip(*turns, strict=True))
-    spread = ' | '.join(map(results.spread, times))
+    columns = (
+      [1e3 * u for u, _, _ in turns],
+      [u / moved for u, _, moved in turns],
+      [1e3 * g for _, g, _ in turns],
+    )
+    spread = ' | '.join(map(results.spread, columns))
     small, large = _share(turns, 1), _share(turns, _LARGE / count)
     print(f'| {name} | {spread} | {small:.1%} | {large:.2%} |', flush=True)
 
 
 def _share(turns, tokens):
-  return statistics.median(u / (u + tokens * g) for u, g in turns)
+  return statistics.median(u / (u + tokens * g) for u, g, _ in turns)
 
 
 if __name__ == '__main__':
