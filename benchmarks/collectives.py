@@ -77,9 +77,12 @@ def formula(
   The parts are sums over gradients and parameters (`data`, `fsdp`), activations
   (`tensor`: 4 all-reduces a layer, Megatron-LM, 1909.08053, and 2 for the head)
   and Newton-Schulz of matrices whole on one device (muon: two exchanges over
-  each axis that cuts them; over `data`, which shares the work, a gather).
+  each axis that cuts them; over `data`, which shares the work, a gather). With
+  `zero` 1 and 2 a scatter and a gather take the place of the sum over `data`.
   """
   d, f, t = (mesh.get(axis, 1) for axis in ('data', 'fsdp', 'tensor'))
+  if mesh.get('zero') == 3:  # parameters are cut over both
+    d, f = 1, d * f
   local, matrices = 4 * sizes.parameters / t, 4 * sizes.matrices
   batch = 4 * sizes.activations / (d * f)
   found = {

@@ -33,6 +33,8 @@ MESHES = {
   'fsdp 8': {'data': 1, 'fsdp': 8},
   'data 2, fsdp 4': {'data': 2, 'fsdp': 4},
   'data 4, tensor 2': {'data': 4, 'tensor': 2},
+  'data 2, fsdp 2, tensor 2': {'data': 2, 'fsdp': 2, 'tensor': 2},
+  'data 8, zero 3': {'data': 8, 'zero': 3},
 }
 
 

@@ -54,10 +54,12 @@ class Run:
       for tag, value in line.items():
         if tag != 'step':
           found.setdefault(tag, []).append((line['step'], value))
-    return _Tags(
+    tags = _Tags(
       (k, Series(*(np.array(x) for x in zip(*v, strict=True))))
       for k, v in found.items()
     )
+    tags.run = self.path
+    return tags
 
   @property
   def steps(self) -> list[int]:
@@ -148,5 +150,8 @@ class Run:
 
 
 class _Tags(dict):
+  run: pathlib.Path
+
   def __missing__(self, tag: str) -> Series:
-    raise UserError(f"No metric '{tag}'.{did_you_mean(tag, self)}")
+    hint = did_you_mean(tag, self)
+    raise UserError(f"{self.run} has no metric '{tag}'.{hint}")

@@ -34,6 +34,8 @@ def test_every_way_to_write_groups():
     ({'data': 2, 'fsdp': 4}, 2 * 3 / 4 * 400 + 100),
     # 10 sums of 4 x 64 / 4 bytes; of gradients, half of the parameters each.
     ({'data': 4, 'tensor': 2}, 2 * 3 / 4 * 200 + 10 * 64),
+    ({'data': 2, 'fsdp': 2, 'tensor': 2}, 2 / 2 * 200 + 100 + 10 * 64),
+    ({'data': 8, 'zero': 3}, 7 / 8 * 400 + 7 / 8 * 400),  # as fsdp
   ],
 )
 def test_formulas_by_hand(mesh, want):
