@@ -12,7 +12,7 @@ COMMANDS = {
   'loop --sizes=debug --num_steps=4 --turns=1 --save_every=2':
     '| debug | 256 | N (N .. N) | N (N .. N) | N (N .. N) |',
   'share --size=debug --only=lion --turns=2 --updates=1':
-    '| lion | N (N .. N) | N (N .. N) | N% | N% |',
+    '| lion | N (N .. N) | N (N .. N) | N (N .. N) | N% | N% |',
   'optimizer_table --only=lion --size=debug --num_steps=20 --rates=.01 '
   '--turns=1 --batch_size=8': '| lion | N | N (above!) | N | N | N |',
   'optimizers --size=debug --only=adamw --repeats=1 --together=1':
