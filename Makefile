@@ -38,7 +38,7 @@ bench: .venv/installed-test
 	$(call run,benchmarks.data)
 	$(call run,benchmarks.optimizers)
 	$(call run,benchmarks.checkpoints)
-	$(call run,benchmarks.scaling)
+	$(call run,benchmarks.scaling --layers=2)
 	$(call run,benchmarks.schedules)
 	$(call run,benchmarks.memory --sizes=124m)
 	$(call run,benchmarks.share --size=nano)
