@@ -60,7 +60,8 @@ def factors(config: ConfigDict) -> dict[str, tuple[float, float]]:
   if c.decay not in DECAYS:
     hint = did_you_mean(c.decay, DECAYS)
     raise UserError(f"width.decay='{c.decay}' does not exist.{hint}")
-  if not config.model.base_width:
+  if min(config.model.base_width, config.model.d_model) <= 0:
+    # No rule, or refused by lm/model.py.
     return dict.fromkeys(('matrix', 'embedding', 'head', 'vector'), (1.0, 1.0))
   m = ratio(config.model)
   lr = {role: m**power for role, power in lr_powers(config).items()}

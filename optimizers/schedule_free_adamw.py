@@ -29,6 +29,8 @@ def schedule_free_adamw(
   Differs from the paper: b2 and weight_decay are those of adamw.py, so that the
   two are compared at equal knobs; no warm-up of its own.
   """
+  if isinstance(b1, int | float) and b1 <= 0:
+    raise ValueError(f'b1={b1} must exceed 0: x is found from y and z by it.')
   if callable(learning_rate):
     check(decay, learning_rate, peak)
     return scheduled(

@@ -18,11 +18,11 @@ class SoapState(NamedTuple):
 
 
 class Factors(NamedTuple):
-  """Of a stack of B matrices (M, N); a side too large has size (B, 0, 0)."""
+  """Of a stack of B matrices (M, N); None for a side that is too large."""
 
   nu: jax.Array  # (B, M, N), in the rotated coordinates
-  grams: tuple[jax.Array, jax.Array]  # means of G G^T and G^T G
-  bases: tuple[jax.Array, jax.Array]  # their eigenvectors, nearly
+  grams: tuple[jax.Array | None, ...]  # means of G G^T and G^T G
+  bases: tuple[jax.Array | None, ...]  # their eigenvectors, nearly
 
 
 def soap(
@@ -86,9 +86,9 @@ def scale_by_soap(
 
   def new(x, a):
     x = roles.to_matrices(x, a)
-    sizes = [n if n <= max_dim else 0 for n in x.shape[1:]]
-    zeros = tuple(jnp.zeros((len(x), n, n), x.dtype) for n in sizes)
-    return Factors(jnp.zeros_like(x), zeros, tuple(map(jnp.array, zeros)))
+    side = lambda n: jnp.zeros((len(x), n, n), x.dtype)
+    zeros = tuple(side(n) if n <= max_dim else None for n in x.shape[1:])
+    return Factors(jnp.zeros_like(x), zeros, jax.tree.map(jnp.array, zeros))
 
   def init(params):
     mu = jax.tree.map(jnp.zeros_like, params)
@@ -105,7 +105,7 @@ def scale_by_soap(
     u = roles.from_matrices(_rotate(u, f.bases, back=True), a, shape)
     products = _exact('bij,bkj->bik', g, g), _exact('bji,bjk->bik', g, g)
     grams = tuple(
-      shampoo_b2 * old + (1 - shampoo_b2) * p if old.size else old
+      None if old is None else shampoo_b2 * old + (1 - shampoo_b2) * p
       for old, p in zip(f.grams, products, strict=True)
     )
     return u, Factors(nu, grams, f.bases)
@@ -139,7 +139,7 @@ def _turn(what, factors):
     factors, is_leaf=lambda x: isinstance(x, Factors)
   )
   keep = lambda f: (f.nu, f.bases)
-  first = lambda f: (f.nu, tuple(map(_eigenvectors, f.grams)))
+  first = lambda f: (f.nu, jax.tree.map(_eigenvectors, f.grams))
   each = lambda fn: lambda: [fn(f) for f in leaves]
   done = jax.lax.switch(what, [each(keep), each(_refresh), each(first)])
   return treedef.unflatten(
@@ -151,9 +151,7 @@ def _turn(what, factors):
 
 
 def _eigenvectors(gram):
-  """As columns, in any order; nothing for a side that is not rotated."""
-  if not gram.size:
-    return gram
+  """As columns, in any order."""
   vectors = lambda x: jnp.linalg.eigh(x, symmetrize_input=False)[1]
   return _rows(_of_each(vectors, gram))
 
@@ -182,10 +180,10 @@ def _exact(formula, a, b):
 
 def _rotate(x_BMN, bases, back=False):
   left, right = bases
-  if left.size:
+  if left is not None:
     formula = 'bij,bjk->bik' if back else 'bji,bjk->bik'
     x_BMN = _exact(formula, left, x_BMN)
-  if right.size:
+  if right is not None:
     formula = 'bij,bkj->bik' if back else 'bij,bjk->bik'
     x_BMN = _exact(formula, x_BMN, right)
   return x_BMN
@@ -196,8 +194,8 @@ def _refresh(f):
   nu, new = f.nu, []
   take = functools.partial(jnp.take_along_axis, mode='promise_in_bounds')
   for axis, gram, basis in zip((1, 2), f.grams, f.bases, strict=True):
-    if not basis.size:
-      new.append(basis)
+    if basis is None:
+      new.append(None)
       continue
     turned = _exact('bij,bjk->bik', gram, basis)
     values = jnp.sum(basis * turned, 1)

@@ -28,6 +28,8 @@ def _step(params, state, tx):
 def test_a_restored_state_continues_as_if_nothing_had_happened(tmp_path):
   """All methods side by side, through one checkpoint: one compilation."""
   methods = {name: _make(name) for name in spec.names('optimizers')}
+  soap = spec.get('optimizers', 'soap')
+  methods['soap, not rotated'] = soap(LR, problem.axes(), LR, max_dim=4)
 
   @jax.jit
   def step(state):
