@@ -34,6 +34,11 @@ def begin(config: ConfigDict, run: pathlib.Path | None = None) -> int:
       + did_you_mean(config.branch_state, opt_state.POLICIES)
     )
   if not config.branch:
+    if config.branch_state:
+      raise UserError(
+        f"branch_state='{config.branch_state}' needs a branch, as "
+        '--config.branch=RUN@STEP.'
+      )
     return 0
   stored = run and (run / 'config.json').is_file()
   begun = log.read_config(run)['branch'] if stored else ''

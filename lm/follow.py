@@ -22,7 +22,7 @@ _RANGES = {
   **dict.fromkeys(('d0', 'clipping_threshold'), (1e-30, 1e30)),
   **dict.fromkeys(
     ('b1', 'b2', 'b3', 'momentum', 'neuron_b2', 'nu_b2', 'shampoo_b2'),
-    (0.0, 1 - 1e-7),  # a mean with a factor of 1 never sees a gradient
+    (0.0, 1.0),
   ),
 }
 

@@ -153,14 +153,14 @@ def _branch(config, abstract, init):
 def _tell_changes(config, ref):
   """Prints what a branch has otherwise than its parent, and a jump of the rate.
 
-  A cooldown begins at the rate of its parent and with the same settings.
+  A cooldown has another schedule, which begins at the rate of its parent.
   """
   parent = Run(ref.run)
   changed = card.diff(card.as_dict(parent.config), card.as_dict(config))
   found = [
     f'{field} {before} -> {after}'
     for field, (before, after) in changed.items()
-    if not field.startswith(('branch', 'schedule.'))
+    if not field.startswith('branch')
   ]
   if found:
     print(f'unlike {ref.run}: {", ".join(found)}')

@@ -72,7 +72,8 @@ def knobs(package: str, name: str) -> dict[str, Any]:
       raise UserError(
         f"{package}/{name}.py: the keyword '{p.name}' needs a default."
       )
-    value = float(p.default) if p.annotation is float else p.default
+    known = isinstance(p.default, numbers.Real)
+    value = float(p.default) if p.annotation is float and known else p.default
     if not isinstance(value, (float, *_STATIC)):
       raise UserError(
         f"{package}/{name}.py: the default of '{p.name}' is {value!r}; "

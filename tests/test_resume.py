@@ -231,8 +231,8 @@ def test_a_branch_tells_its_changes_and_a_jump_of_the_rate(
     config = helpers.config('schedule=wsd', learning_rate=rate, **same)
     loop.train(config, tmp_path / name)
   quiet, told = capsys.readouterr().out.split(f'{tmp_path}/same: branched')
-  assert quiet == ''
-  assert f'unlike {whole}: learning_rate 0.003 -> 0.004\n' in told
+  assert quiet == f'unlike {whole}: schedule.decay 0.2 -> 0.25\n'
+  assert f'unlike {whole}: learning_rate 0.003 -> 0.004, schedule' in told
   assert f'jumps: 4.000e-03 after step 8, 3.000e-03 in {whole}.\n' in told
 
 

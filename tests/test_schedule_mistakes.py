@@ -89,7 +89,7 @@ BAD = {
     (['--knob=b3'], "Did you mean 'b2'"),
     (['--low=1', '--high=0.1'], 'are no range'),
     (['--low=0'], 'are no range'),
-    (['--knob=b2', '--high=2'], '2.0 must be from 0.0 to 0.9999999, as b2'),
+    (['--knob=b2', '--high=2'], '--high=2.0 must be from 0.0 to 1.0, as b2'),
     (['--low=-1', '--spacing=linear'], '--low=-1.0 must be from 0.0'),
     (['--high=nan'], '--high=nan must be from 0.0'),
     (['--spacing=log'], "spacing='log'"),

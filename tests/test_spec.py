@@ -100,8 +100,9 @@ def test_build_passes_what_the_component_declares(component):
   assert spec.floats('optimizers', s) == {'x': 1.0}
 
 
-def test_a_component_with_a_bad_default_is_named(component):
-  component('zz_bad', 'def zz_bad(learning_rate, *, x=None):\n  pass\n')
+@pytest.mark.parametrize('x', ['x', 'x: float'])
+def test_a_component_with_a_bad_default_is_named(component, x):
+  component('zz_bad', f'def zz_bad(learning_rate, *, {x}=None):\n  pass\n')
   with pytest.raises(UserError, match=r"zz_bad.py: the default of 'x' is None"):
     spec.spec('optimizers', 'zz_bad')
   component('zz_worse', 'def other():\n  pass\n')

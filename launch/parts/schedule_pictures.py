@@ -154,7 +154,9 @@ def ranking(rows: Sequence) -> figure.Figure:
     ax.set(xlabel=field, ylabel='loss of the search (nats)')
     _limit(ax, [y for _, y, _ in found])
     _above(ax, found)
-    look.logarithmic(ax, 'x', [a for x, _, _ in found for a in x])
+    values = [a for x, _, _ in found for a in x]
+    if min(values) > 0:
+      look.logarithmic(ax, 'x', values)
   drawn, ends, most = [], [], 0
   for r, style in zip(rows, styles, strict=True):
     bad = np.sum(~np.isfinite(r.losses))
