@@ -49,21 +49,25 @@ _CLOCK = flags.DEFINE_enum(
 )
 
 # name -> reads and writes of arrays of the parameters' size, without clipping
-_PASSES = {'adamw': 7, 'lion': 5, 'signum': 5}
-_COUNTING = {'cautious_adamw': 9, 'cautious_lion': 7}
+# ('NAME' or 'NAME DECAY'; C-AdamW and C-Lion count what agrees)
+_PASSES = {
+  **dict.fromkeys(('adamw', 'adamw cautious'), 7),
+  **dict.fromkeys(('lion', 'lion cautious', 'signum', 'signum cautious'), 5),
+  'cautious_adamw': 9,
+  'cautious_lion': 7,
+}
 _CONTROL = 'optax adamw'
 
 
 def programs(axes):
   """Returns name -> (transformation, unavoidable passes or None)."""
   found = {}
-  for name, passes in (_PASSES | _COUNTING).items():
-    for mode in ('decoupled', 'cautious') if name in _PASSES else ['decoupled']:
-      make = spec.get('optimizers', name)
-      tx = functools.partial(make, axes=axes, decay=mode)
-      label = name if mode == 'decoupled' else f'{name} {mode}'
-      found[label] = (tx, passes)
-      found[f'clip + {label}'] = (_clipped(tx), passes + 1)
+  for label, passes in _PASSES.items():
+    name, _, mode = label.partition(' ')
+    make = spec.get('optimizers', name)
+    tx = functools.partial(make, axes=axes, decay=mode or 'decoupled')
+    found[label] = (tx, passes)
+    found[f'clip + {label}'] = (_clipped(tx), passes + 1)
   found[_CONTROL] = (optax.adamw, 7)
   found['optax lion'] = (optax.lion, 5)
   found['clip + optax adamw'] = (_optax_clipped(optax.adamw), 8)

@@ -9,7 +9,8 @@ steps. `gradient` is the loss and its gradient; a run also logs norms and keeps
 a mean. They take turns, optimizer by optimizer, so that one state is in memory;
 medians and ranges. `over its bytes` is the update over the time in which x <- x
 + a y, in the same turn, moves what it cannot avoid: gradients twice (the norm),
-parameters and state read and written; products are not in it. A share is
+parameters and state read and written; products are not in it, and it means
+nothing where arrays fit into caches. A share is
 update / (update + gradient): at the measured tokens and, computed from that, at
 0.5M, where the gradient takes longer in proportion and the update does not. In
 float32 on a CPU.
@@ -89,14 +90,17 @@ def turns_of(name, net, params, gradient):
   updates = Updates(name, net, params)
   grads = gradient()
   add = lambda x, y: jax.tree.map(lambda x, y: x + 1e-3 * y, x, y)
-  triad, held = jax.jit(add, donate_argnums=0), jax.tree.map(jnp.copy, params)
-  turns = []
+  add, held = jax.jit(add, donate_argnums=0), jax.tree.map(jnp.copy, params)
+
+  def triad():
+    nonlocal held
+    held = add(held, grads)
+    return held
+
+  passes, turns = updates.bytes / _bytes(params), []
   for _ in range(_TURNS.value + 1):
     taken = seconds(lambda: updates(grads)) / _UPDATES.value
-    begin = time.perf_counter()
-    held = jax.block_until_ready(triad(held, grads))
-    moved = (time.perf_counter() - begin) * updates.bytes / 3 / _bytes(params)
-    turns.append((taken, seconds(gradient), moved))
+    turns.append((taken, seconds(gradient), seconds(triad) * passes / 3))
   return turns[1:]  # the first compiles
 
 

@@ -19,26 +19,8 @@ def begin(config: ConfigDict, run: pathlib.Path | None = None) -> int:
   Raises:
     UserError: contradicting fields, or a step at which no branch can start.
   """
-  if config.branch and config.init:
-    raise UserError(
-      f"branch='{config.branch}' and init='{config.init}' exclude each other."
-    )
-  if config.branch_data not in ('continue', 'restart'):
-    raise UserError(
-      f"branch_data='{config.branch_data}' does not exist. "
-      'Legal: continue, restart.'
-    )
-  if config.branch_state not in opt_state.POLICIES:
-    raise UserError(
-      f"branch_state='{config.branch_state}' does not exist."
-      + did_you_mean(config.branch_state, opt_state.POLICIES)
-    )
+  _check(config)
   if not config.branch:
-    if config.branch_state:
-      raise UserError(
-        f"branch_state='{config.branch_state}' needs a branch, as "
-        '--config.branch=RUN@STEP.'
-      )
     return 0
   stored = run and (run / 'config.json').is_file()
   begun = log.read_config(run)['branch'] if stored else ''
@@ -92,6 +74,28 @@ def begin(config: ConfigDict, run: pathlib.Path | None = None) -> int:
       "began again (branch_data=continue), or data.order=''."
     )
   return step
+
+
+def _check(config):
+  if config.branch and config.init:
+    raise UserError(
+      f"branch='{config.branch}' and init='{config.init}' exclude each other."
+    )
+  if config.branch_data not in ('continue', 'restart'):
+    raise UserError(
+      f"branch_data='{config.branch_data}' does not exist. "
+      'Legal: continue, restart.'
+    )
+  if config.branch_state not in opt_state.POLICIES:
+    raise UserError(
+      f"branch_state='{config.branch_state}' does not exist."
+      + did_you_mean(config.branch_state, opt_state.POLICIES)
+    )
+  if config.branch_state and not config.branch:
+    raise UserError(
+      f"branch_state='{config.branch_state}' needs a branch, as "
+      '--config.branch=RUN@STEP.'
+    )
 
 
 def first_step(config: Mapping[str, Any]) -> int:

@@ -98,6 +98,9 @@ def test_picture_shows_every_best():
   for ax in fig.axes:
     bottom, top = ax.get_ylim()
     assert bottom < min(min(x.get_ydata()) for x in ax.lines) < top
+  zero = tuning.Found({0.0: 2.0, 0.5: 2.5, 1.0: 3.0}, 0.0, '')
+  fig = schedule_pictures.ranking([_row('a', [3.0], rate=low, b=zero)])
+  assert [ax.get_xscale() for ax in fig.axes[:2]] == ['log', 'linear']
   (only,) = schedule_pictures.ranking([_row('a', [3.0])]).axes
   assert only.get_xlabel() == 'step'
   assert only.get_ylim()[1] > 5  # of two evaluations, both are to be seen

@@ -61,6 +61,18 @@ def test_rotated_gradients_give_rotated_updates():
   np.testing.assert_allclose(got, want, atol=1e-7)
 
 
+def test_a_side_above_max_dim_is_not_rotated():
+  p = np.linalg.qr(problem.normal((3, 3), 1, seed=5)[0])[0]
+  q = np.linalg.qr(problem.normal((5, 5), 1, seed=6)[0])[0]
+  grads, x = problem.normal((3, 5), 6), np.zeros((3, 5))
+  tx = soap(0.1, refresh_every=2, max_dim=3, decay='none')
+  want = problem.run(tx, x, grads)
+  left = problem.run(tx, x, [p @ g for g in grads])
+  np.testing.assert_allclose(left, np.stack([p @ y for y in want]), atol=1e-7)
+  right = problem.run(tx, x, [g @ q for g in grads])
+  assert np.abs(right - np.stack([y @ q for y in want])).max() > 1e-2
+
+
 def test_each_layer_of_a_stack_is_on_its_own():
   grads = problem.normal((2, *SHAPE), 4) * np.array([1, 50])[:, None, None]
   tx = soap(0.02, refresh_every=2)

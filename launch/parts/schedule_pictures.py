@@ -154,9 +154,7 @@ def ranking(rows: Sequence) -> figure.Figure:
     ax.set(xlabel=field, ylabel='loss of the search (nats)')
     _limit(ax, [y for _, y, _ in found])
     _above(ax, found)
-    values = [a for x, _, _ in found for a in x]
-    if min(values) > 0:
-      look.logarithmic(ax, 'x', values)
+    _scale(ax, [a for x, _, _ in found for a in x])
   drawn, ends, most = [], [], 0
   for r, style in zip(rows, styles, strict=True):
     bad = np.sum(~np.isfinite(r.losses))
@@ -214,10 +212,15 @@ def sweep(lines: Mapping, key: str) -> figure.Figure:
     ax.set_xlim(min(values), 2 * max(values))
   _limit(ax, seen)
   _above(ax, found)
-  if min(values) > 0 and max(values) >= 3 * min(values):
-    look.logarithmic(ax, 'x', values)
+  _scale(ax, values)
   look.legend(fig, *ax.get_legend_handles_labels(), title=_LEGEND)
   return fig
+
+
+def _scale(ax, values):
+  """Logarithmic in x, unless the values reach 0 or lie close together."""
+  if min(values) > 0 and max(values) >= 3 * min(values):
+    look.logarithmic(ax, 'x', values)
 
 
 def _above(ax, lines: Iterable) -> None:
